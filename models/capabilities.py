@@ -148,7 +148,17 @@ class Status:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-PHASES = ("queued", "downloading", "loading", "listening", "thinking", "speaking")
+PHASES = (
+    "starting",  # what
+    "connecting",  # what
+    "downloading",  # what, done, total (bytes), seconds_left
+    "waiting_for_memory",  # what
+    "loading",  # what
+    "queued",  # place
+    "listening",
+    "thinking",
+    "speaking",
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,359 @@
+"""The one place that every tab asks: which model answers, is it here, where does it run, what does it say.
+
+Models load on first use, each on its own worker thread; the least recently used idle one makes room for the next; a
+failed load leaves everything else as it was. Knows nothing of Gradio, nor of how any model works.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from models import zerogpu
+from models.capabilities import AudioChunk, Capability, Event, Request, SpeechModel, Stats, Status
+from models.catalog import CATALOG, ModelSpec, Weights
+from models.devices import Device, allowed
+from models.errors import UserError
+from models.weights import WeightStore
+from models.worker import HEARTBEAT, Worker
+
+log = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.85  # of a device's memory; the rest is the system's and the caches'
+
+
+class Registry:
+    """Models by id, loaded when first asked. Thread-safe; one for the whole app.
+
+    `memory_budget` is in bytes per device kind; by default a share of what the device has.
+    """
+
+    def __init__(
+        self,
+        store: WeightStore,
+        catalog: Sequence[ModelSpec] = CATALOG,
+        device: str = "auto",
+        memory_budget: int | None = None,
+    ):
+        self.store, self._device = store, device
+        self._specs = {spec.id: spec for spec in catalog}
+        self._budget = memory_budget
+        self._workers: dict[str, Worker] = {}
+        self._errors: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    # --- choosing -----------------------------------------------------------------------------------------------------
+
+    def models_for(self, capability: Capability) -> list[ModelSpec]:
+        """The models that serve a capability, best first, whether or not they can run here."""
+        return [spec for spec in self._specs.values() if capability in spec.capabilities]
+
+    def obstacle(self, spec: ModelSpec) -> UserError | None:
+        """Why the model cannot run here (no engine in this version, no fitting device), or None."""
+        if spec.loader is None:
+            return UserError("model_not_yet", model=spec.title, **_size(spec))
+        if self._place(spec) is None:
+            return UserError("model_does_not_fit", model=spec.title, **_size(spec), has=self._largest() / 1e9)
+        return None
+
+    def installed(self, spec: ModelSpec, capability: Capability | None = None) -> bool:
+        """Whether the weights (for this capability, or all) are on this machine."""
+        wanted = spec.weights_for(capability) if capability else spec.weights
+        return all(self.store.path(weights) for weights in wanted)
+
+    def choose(self, model: str, capability: Capability) -> ModelSpec:
+        """The model of this id; for "auto" the best that can run and is installed, else the last that can run.
+
+        Raises UserError where the model is unknown, cannot do this, or cannot run here.
+        """
+        candidates = self.models_for(capability)
+        if model != "auto":
+            spec = next((spec for spec in candidates if spec.id == model), None)
+            if spec is None:
+                raise UserError("model_unknown", model=model, known=", ".join(c.id for c in candidates))
+            obstacle = self.obstacle(spec)
+            if obstacle:
+                raise obstacle
+            return spec
+        able = [spec for spec in candidates if not self.obstacle(spec)]
+        if not able:
+            raise UserError("no_model_fits")
+        return next((spec for spec in able if self.installed(spec, capability)), able[-1])
+
+    # --- answering ----------------------------------------------------------------------------------------------------
+
+    def stream(self, model: str, request: Request) -> Iterator[Event | None]:
+        """Answer a request: events, with None as a heartbeat where there is no news. Closing it cancels the model.
+
+        Runs in the caller's thread and only waits there. Weights that are missing are downloaded, the model is loaded
+        (Status events say so); the last event is a Stats that names the model, device, precision, seed, and the times.
+        """
+        spec = self.choose(model, request.capability)
+        if request.sampling.seed < 0:
+            request = replace(request, sampling=replace(request.sampling, seed=secrets.randbelow(2**31)))
+        meter = _Meter()
+        device, precision = self._placement(spec)
+        for event in self._answer(spec, request, in_gpu_call=zerogpu.ACTIVE and device.kind == "cuda"):
+            meter.see(event)
+            yield event
+        seed = {"seed": request.sampling.seed}
+        yield Stats({"model": spec.title, "device": device.kind, "precision": precision, **seed, **meter.values()})
+
+    def _answer(self, spec: ModelSpec, request: Request, in_gpu_call: bool) -> Iterator[Event | None]:
+        yield Status("starting", {"what": spec.title})
+        if in_gpu_call:
+            yield from zerogpu.stream(spec.id, request)
+        else:
+            yield from self._fetch(spec.weights_for(request.capability))
+            yield from self._serve(spec, request)
+
+    def _serve(self, spec: ModelSpec, request: Request) -> Iterator[Event | None]:
+        stream = None
+        while stream is None:
+            worker = yield from self._worker(spec)
+            stream = worker.submit(request)
+        try:
+            yield from stream
+        finally:
+            stream.cancel()
+
+    def _fetch(self, wanted: Sequence[Weights]) -> Iterator[Event | None]:
+        for weights in wanted:
+            if self.store.path(weights):
+                continue
+            download = self.store.download(weights)
+            try:
+                while not download.wait(HEARTBEAT):
+                    progress = download.progress
+                    if progress is None:
+                        yield Status("connecting", {"what": weights.title})
+                    else:
+                        facts = {"done": progress.done, "total": progress.total, "seconds_left": progress.seconds_left}
+                        yield Status("downloading", {"what": weights.title, **facts})
+            finally:
+                download.leave()
+            if download.error:
+                raise download.error
+
+    # --- loading ------------------------------------------------------------------------------------------------------
+
+    def load(self, model: str) -> Iterator[Event | None]:
+        """Fetch all of a model's weights and load it, without asking it anything."""
+        spec = self._specs[model]
+        obstacle = self.obstacle(spec)
+        if obstacle:
+            raise obstacle
+        yield from self._fetch(spec.weights)
+        worker = yield from self._worker(spec)
+        while not worker.wait_loaded(HEARTBEAT):
+            yield Status("loading", {"what": spec.title})
+        if worker.state == "gone":
+            raise UserError("load_failed", model=spec.title, why=self._errors.get(spec.id, ""))
+
+    def download(self, model: str) -> Iterator[Event | None]:
+        """Fetch all of a model's weights."""
+        yield from self._fetch(self._specs[model].weights)
+
+    def place_for_zerogpu(self) -> None:
+        """Load every model that a GPU call of ZeroGPU is to serve, now and for good (see zerogpu.py)."""
+        for spec in self._specs.values():
+            if not self.obstacle(spec) and self._placement(spec)[0].kind == "cuda":
+                for _ in self._fetch(spec.weights):
+                    pass
+                device, precision = self._placement(spec)
+                zerogpu.PLACED[spec.id] = load_model(spec, self._path_of(spec), device.kind, precision)
+
+    def unload(self, model: str) -> None:
+        """Cancel the model's open requests and give its memory back."""
+        with self._lock:
+            worker = self._workers.get(model)
+        if worker:
+            worker.close()
+
+    def close(self) -> None:
+        """Unload everything."""
+        for model in list(self._workers):
+            self.unload(model)
+
+    def _worker(self, spec: ModelSpec) -> Iterator[Event | None]:
+        """Yield while memory must be waited for; return the model's worker, started if need be."""
+        while True:
+            with self._lock:
+                worker = self._workers.get(spec.id)
+                if worker and worker.state != "gone":
+                    return worker
+                device, precision = self._placement(spec)
+                in_the_way = self._in_the_way(spec, device, precision)
+                if not in_the_way:
+                    load = partial(self._load, spec, device.kind, precision)
+                    gone = partial(self._gone, spec)
+                    self._workers[spec.id] = Worker(spec.title, load, spec.at_once, gone)
+                    return self._workers[spec.id]
+                idle = [worker for worker in in_the_way if not worker.busy]
+            if idle:
+                oldest = min(idle, key=lambda worker: worker.last_used)
+                log.info("unloading %s to make room for %s", oldest.title, spec.title)
+                oldest.close()
+            else:
+                yield Status("waiting_for_memory", {"what": spec.title})
+                time.sleep(HEARTBEAT)
+
+    def _in_the_way(self, spec: ModelSpec, device: Device, precision: str) -> list[Worker]:
+        """The workers on the device, if the model does not fit beside them."""
+        there = [
+            (worker, other)
+            for other in self._specs.values()
+            if (worker := self._workers.get(other.id)) and self._placement(other)[0].kind == device.kind
+        ]
+        taken = sum(other.memory[self._placement(other)[1]] for _, other in there)
+        fits = taken + spec.memory[precision] <= self._room(device)
+        return [] if fits else [worker for worker, _ in there]
+
+    def _load(self, spec: ModelSpec, device: str, precision: str) -> SpeechModel:
+        try:
+            model = load_model(spec, self._path_of(spec), device, precision)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError("load_failed", model=spec.title, why=f"{type(error).__name__}: {error}") from error
+        self._errors.pop(spec.id, None)
+        return model
+
+    def _gone(self, spec: ModelSpec, worker: Worker) -> None:
+        with self._lock:
+            if self._workers.get(spec.id) is worker:
+                del self._workers[spec.id]
+            if worker.error:
+                self._errors[spec.id] = str(worker.error)
+
+    def _path_of(self, spec: ModelSpec):
+        by_id = {weights.id: weights for weights in spec.weights}
+
+        def path_of(weights_id: str) -> Path:
+            path = self.store.path(by_id[weights_id])
+            if path is None:
+                raise UserError("weights_missing", what=by_id[weights_id].title)
+            return path
+
+        return path_of
+
+    # --- placing ------------------------------------------------------------------------------------------------------
+
+    def _room(self, device: Device) -> int:
+        return self._budget or int(device.memory * MEMORY_SHARE)
+
+    def _largest(self) -> int:
+        return max(device.memory for device in allowed(self._device))
+
+    def _place(self, spec: ModelSpec) -> tuple[Device, str] | None:
+        for device in allowed(self._device):
+            precision = spec.precisions.get(device.kind)
+            if precision in spec.memory and spec.memory[precision] <= self._room(device):
+                return device, precision
+        return None
+
+    def _placement(self, spec: ModelSpec) -> tuple[Device, str]:
+        place = self._place(spec)
+        assert place, "only models without an obstacle are placed"
+        return place
+
+    # --- telling ------------------------------------------------------------------------------------------------------
+
+    def status(self) -> list[dict[str, Any]]:
+        """One JSON-able dict per model: what it is, what can be done with it here, and what is going on with it."""
+        return [self._status(spec) for spec in self._specs.values()]
+
+    def _status(self, spec: ModelSpec) -> dict[str, Any]:
+        worker = self._workers.get(spec.id)
+        obstacle = self.obstacle(spec)
+        place = self._place(spec) if not obstacle else None
+        parts = [self._part(weights) for weights in spec.weights]
+        state = worker.state if worker and worker.state != "gone" else None
+        if state == "ready" and worker and worker.busy:
+            state = "answering"
+        return {
+            "id": spec.id,
+            "title": spec.title,
+            "licence": spec.licence,
+            "homepage": spec.homepage,
+            "capabilities": [capability.value for capability in spec.capabilities],
+            "languages": list(spec.languages),
+            "state": state or ("installed" if all(part["installed"] for part in parts) else "not installed"),
+            "device": place[0].kind if place else None,
+            "precision": place[1] if place else None,
+            "needs_memory_bytes": place and spec.memory[place[1]] or max(spec.memory.values()),
+            "memory_bytes": worker.memory_bytes() if worker else 0,
+            "idle_seconds": round(time.monotonic() - worker.last_used, 1) if worker else None,
+            "download_bytes": sum(weights.bytes for weights in spec.weights),
+            "disk_bytes": sum(part["disk_bytes"] for part in parts),
+            "parts": parts,
+            "obstacle": obstacle and {"code": obstacle.code, "sentence": str(obstacle)},
+            "last_error": self._errors.get(spec.id),
+        }
+
+    def _part(self, weights: Weights) -> dict[str, Any]:
+        progress = self.store.progress(weights)
+        return {
+            "id": weights.id,
+            "title": weights.title,
+            "licence": weights.licence,
+            "homepage": weights.homepage,
+            "bytes": weights.bytes,
+            "installed": self.store.path(weights) is not None,
+            "disk_bytes": self.store.bytes_on_disk(weights),
+            "progress": progress and {"done": progress.done, "total": progress.total},
+        }
+
+
+def load_model(spec: ModelSpec, path_of, device: str, precision: str) -> SpeechModel:
+    """Call the spec's "module:function" loader."""
+    assert spec.loader
+    module, function = spec.loader.split(":")
+    return getattr(importlib.import_module(module), function)(spec, path_of, device, precision)
+
+
+def _size(spec: ModelSpec) -> dict[str, float]:
+    download = sum(weights.bytes for weights in spec.weights)
+    return {"download": download / 1e9, "memory": max(spec.memory.values()) / 1e9}
+
+
+class _Meter:
+    """Times one answer: first sound, sound in all, and the real-time factor (answering time over sounding time)."""
+
+    WAITS = ("connecting", "downloading", "waiting_for_memory", "loading", "queued")
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+        self._waiting_since: float | None = None
+        self._waited = self._audio = 0.0
+        self._first: float | None = None
+
+    def see(self, event: Event | None) -> None:
+        now = time.monotonic()
+        if event is None:
+            return
+        if self._waiting_since is not None:
+            self._waited, self._waiting_since = self._waited + now - self._waiting_since, None
+        if isinstance(event, Status) and event.phase in self.WAITS:
+            self._waiting_since = now
+        elif isinstance(event, AudioChunk):
+            self._first = self._first or now
+            self._last, self._audio = now, self._audio + len(event.pcm) / event.rate
+
+    def values(self) -> dict[str, float | None]:
+        answering = self._last - self._start - self._waited
+        return {
+            "time_to_first_audio_s": round(self._first - self._start, 3) if self._first else None,
+            "waited_s": round(self._waited, 3),  # of it for download, memory, load and a place in the queue
+            "audio_s": round(self._audio, 3),
+            "rtf": round(answering / self._audio, 3) if self._audio else None,
+            "total_s": round(time.monotonic() - self._start, 3),
+        }
