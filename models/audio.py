@@ -118,7 +118,7 @@ def encode_mp3(pcm: np.ndarray, rate: int) -> bytes:
     return segment.export(io.BytesIO(), format="mp3", bitrate="128k").read()
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def _read_soundfile(path: Path, longest: float) -> Waveform:

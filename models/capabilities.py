@@ -103,11 +103,15 @@ class UnderstandTask(str, Enum):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UnderstandRequest:
-    """Answer `task` about `audio` in text; also aloud if `speak`. `question` is read for the task "ask" only."""
+    """Answer `task` about `audio` in text; also aloud if `speak`. `question` is read for the task "ask" only.
+
+    `language` is that of the answer where the task does not say it; "auto" is the language that is spoken in the clip.
+    """
 
     audio: Waveform
     task: UnderstandTask
     question: str = ""
+    language: str = "auto"
     speak: bool = False
     sampling: Sampling = Sampling()
     capability = Capability.UNDERSTAND
@@ -134,7 +138,15 @@ class CloneRequest:
     capability = Capability.CLONE
 
 
-Request = Union[MimicRequest, TalkRequest, UnderstandRequest, CreateVoiceRequest, CloneRequest]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WarmRequest:
+    """Be ready to answer `capability`: load and warm what it needs, say nothing."""
+
+    capability: Capability
+    sampling: Sampling = Sampling()
+
+
+Request = Union[MimicRequest, TalkRequest, UnderstandRequest, CreateVoiceRequest, CloneRequest, WarmRequest]  # noqa: UP007
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
@@ -194,7 +206,7 @@ class Stats:
     values: Mapping[str, Any]
 
 
-Event = Union[Status, Heard, TextDelta, AudioChunk, Stats]
+Event = Union[Status, Heard, TextDelta, AudioChunk, Stats]  # noqa: UP007
 
 
 class SpeechModel(Protocol):

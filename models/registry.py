@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from models import zerogpu
-from models.capabilities import AudioChunk, Capability, Event, Request, SpeechModel, Stats, Status
+from models.capabilities import AudioChunk, Capability, Event, Request, SpeechModel, Stats, Status, WarmRequest
 from models.catalog import CATALOG, ModelSpec, Weights
 from models.devices import Device, allowed
 from models.errors import UserError
@@ -146,17 +146,9 @@ class Registry:
     # --- loading ------------------------------------------------------------------------------------------------------
 
     def load(self, model: str) -> Iterator[Event | None]:
-        """Fetch all of a model's weights and load it, without asking it anything."""
-        spec = self._specs[model]
-        obstacle = self.obstacle(spec)
-        if obstacle:
-            raise obstacle
-        yield from self._fetch(spec.weights)
-        worker = yield from self._worker(spec)
-        while not worker.wait_loaded(HEARTBEAT):
-            yield Status("loading", {"what": spec.title})
-        if worker.state == "gone":
-            raise UserError("load_failed", model=spec.title, why=self._errors.get(spec.id, ""))
+        """Fetch all of a model's weights, load it and warm every capability of it, without asking it anything."""
+        for capability in self._specs[model].capabilities:
+            yield from self.stream(model, WarmRequest(capability=capability))
 
     def download(self, model: str) -> Iterator[Event | None]:
         """Fetch all of a model's weights."""
@@ -289,7 +281,7 @@ class Registry:
             "state": state or ("installed" if all(part["installed"] for part in parts) else "not installed"),
             "device": place[0].kind if place else None,
             "precision": place[1] if place else None,
-            "needs_memory_bytes": place and spec.memory[place[1]] or max(spec.memory.values()),
+            "needs_memory_bytes": (place and spec.memory[place[1]]) or max(spec.memory.values()),
             "memory_bytes": worker.memory_bytes() if worker else 0,
             "idle_seconds": round(time.monotonic() - worker.last_used, 1) if worker else None,
             "download_bytes": sum(weights.bytes for weights in spec.weights),

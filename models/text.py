@@ -1,4 +1,4 @@
-"""Every sentence a person reads, in every language of the page, as data: assets/text/FILE.yaml holds KEY: {en: …, zh: …}.
+"""Every sentence a person reads, in every language of the page: assets/text/FILE.yaml holds KEY: {en: …, zh: …}.
 
 A sentence is named "FILE.KEY"; its blanks are filled with str.format.
 """

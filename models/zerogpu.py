@@ -1,4 +1,4 @@
-"""The registry's mode on a ZeroGPU Space: weights are placed at start, and a model's generator runs inside the GPU call.
+"""The registry's mode on a ZeroGPU Space: weights are placed at start, a model's generator runs inside the GPU call.
 
 There each GPU call is a forked child of this process: threads do not survive into it and nothing loaded inside comes
 back, so models are kept here, at module level, and requests and events cross as CPU data. Off ZeroGPU none of this is
