@@ -13,7 +13,7 @@ from models.text import say
 class UserError(Exception):
     """An error with a sentence for the person. `code` names the sentence, `facts` fill its blanks."""
 
-    def __init__(self, code: str, **facts: Any):
+    def __init__(self, code: str, /, **facts: Any):
         super().__init__(code)
         self.code, self.facts = code, facts
 

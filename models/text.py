@@ -25,6 +25,6 @@ def sentences() -> dict[str, dict[str, str]]:
     return found
 
 
-def say(name: str, language: str = "en", **facts: Any) -> str:
+def say(name: str, language: str = "en", /, **facts: Any) -> str:
     """The sentence `name` in `language` ("en" or "zh"), its blanks filled from `facts`."""
     return sentences()[name][language if language in LANGUAGES else "en"].format(**facts)

@@ -1,0 +1,30 @@
+"""Parley's page: read the command line, build the tabs over one registry, serve."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from tabs.options import parse
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve the page until interrupted."""
+    options = parse(arguments)
+    # Before gradio and the hub clients are imported: they read these once.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+    from tabs.page import serve
+
+    try:
+        serve(options)
+    except OSError as error:  # gradio's own for a port that is taken
+        sys.exit(f"Parley could not start: {error} Choose another port with --port.")
+
+
+if __name__ == "__main__":
+    main()
