@@ -21,8 +21,6 @@ from models.capabilities import (
     Event,
     Heard,
     MimicRequest,
-    Request,
-    Sampling,
     Stats,
     TalkRequest,
     TextDelta,
