@@ -1,0 +1,48 @@
+// The page's head (language switch, big type) and the button that plays a voice's sample.
+(() => {
+  const root = document.documentElement;
+  if (localStorage.getItem('parley_stage') === 'on') root.classList.add('parley-stage');
+
+  function choose(code) {
+    const secure = location.protocol === 'https:';
+    // Inside a frame of another site (a Space) a cookie needs SameSite=None; where even that is refused, the address keeps it.
+    document.cookie = `parley_language=${code}; path=/; max-age=31536000; ` + (secure ? 'SameSite=None; Secure; Partitioned' : 'SameSite=Lax');
+    const url = new URL(location.href);
+    url.searchParams.set('language', code);
+    location.replace(url);
+  }
+
+  window.parley.head = (element, props) => {
+    const words = props.words[window.parley.language()];
+    const stage = element.querySelector('[data-part=stage]'), languages = element.querySelector('[data-part=languages]');
+    const show = () => stage.setAttribute('aria-pressed', String(root.classList.contains('parley-stage')));
+    stage.title = words.stage_hint;
+    stage.addEventListener('click', () => {
+      localStorage.setItem('parley_stage', root.classList.toggle('parley-stage') ? 'on' : 'off');
+      show();
+    });
+    show();
+    languages.setAttribute('aria-label', words.language);
+    languages.querySelectorAll('button').forEach(button => {
+      button.setAttribute('aria-pressed', String(button.dataset.code === window.parley.language()));
+      button.addEventListener('click', () => choose(button.dataset.code));
+    });
+  };
+
+  window.parley.sample = (element, props, watch) => {
+    const button = element.querySelector('button'), audio = new Audio();
+    const show = () => { button.hidden = !props.value; };
+    const playing = on => button.setAttribute('aria-pressed', String(on));
+    button.addEventListener('click', () => {
+      if (!audio.paused) return audio.pause();
+      window.parleyPlayers.silence();
+      audio.src = `${window.gradio_config?.root ?? ''}/gradio_api/file=${props.value}`;
+      audio.play();
+    });
+    audio.addEventListener('play', () => playing(true));
+    for (const end of ['pause', 'ended', 'error']) audio.addEventListener(end, () => playing(false));
+    document.addEventListener('parley-silence', () => audio.pause());
+    watch('value', () => { audio.pause(); show(); });
+    show();
+  };
+})();
