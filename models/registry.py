@@ -261,9 +261,11 @@ class Registry:
 
     def status(self) -> list[dict[str, Any]]:
         """One JSON-able dict per model: what it is, what can be done with it here, and what is going on with it."""
-        return [self._status(spec) for spec in self._specs.values()]
+        return [self.status_of(model) for model in self._specs]
 
-    def _status(self, spec: ModelSpec) -> dict[str, Any]:
+    def status_of(self, model: str) -> dict[str, Any]:
+        """The status of one model."""
+        spec = self._specs[model]
         worker = self._workers.get(spec.id)
         obstacle = self.obstacle(spec)
         place = self._place(spec) if not obstacle else None
@@ -287,7 +289,7 @@ class Registry:
             "download_bytes": sum(weights.bytes for weights in spec.weights),
             "disk_bytes": sum(part["disk_bytes"] for part in parts),
             "parts": parts,
-            "obstacle": obstacle and {"code": obstacle.code, "sentence": str(obstacle)},
+            "obstacle": obstacle and {"code": obstacle.code, "facts": obstacle.facts, "sentence": str(obstacle)},
             "last_error": self._errors.get(spec.id),
         }
 
