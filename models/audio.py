@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import subprocess
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,21 @@ from models.errors import UserError
 
 SPEECH_RATE = 16_000  # Hz, what every recogniser here hears
 KEPT_RATE = 24_000  # Hz, the most that is kept of a clip: speech models neither hear nor speak more
-BLOCK_SECONDS = 10  # a file is read in blocks, so that 30 minutes of 96 kHz stereo never stand in memory
+BLOCK_SAMPLES = 2**20  # a file is read in blocks, so that 30 minutes of 96 kHz stereo never stand in memory
+UNKNOWN_FRAMES = 2**62  # libsndfile says about this many where a header leaves the length open
+FILE_RATES = range(1_000, 768_001)  # Hz; a header that says otherwise is damaged
 MIN_SECONDS = 0.3
 SILENCE_DBFS = -60.0  # RMS of the loudest half second; below it there is nothing to hear
 
 # The longest clip each use takes; recordings to understand may be long, clips to speak back may not.
 MAX_SECONDS = {"understand": 3600, "speech": 300, "reference": 120}
 
-# Containers that libsndfile does not read (browser and phone recordings). The demuxer is forced by these first bytes:
+# What libsndfile does not read (browser and phone recordings). The demuxer is forced by these first bytes:
 # left to guess, ffmpeg would also open playlists, and with them other files of this machine.
 FFMPEG_DEMUXERS = {
     (0, b"\x1aE\xdf\xa3"): "matroska",
     (4, b"ftyp"): "mov",
+    (0, b"fLaC"): "flac",  # libsndfile refuses one that was streamed, its length unknown
     (0, b"\xff\xf1"): "aac",
     (0, b"\xff\xf9"): "aac",
     (0, b"caff"): "caf",
@@ -48,15 +52,14 @@ def load(path: str | Path | None, use: str = "speech") -> Waveform:
     if not path:
         raise UserError("no_audio")
     path = Path(path)
-    try:
-        if path.stat().st_size == 0:
-            raise UserError("audio_zero_bytes")
-    except OSError:
-        raise UserError("audio_gone") from None
+    if not path.is_file():
+        raise UserError("audio_gone")
+    if path.stat().st_size == 0:
+        raise UserError("audio_zero_bytes")
     longest = MAX_SECONDS[use]
     try:
         waveform = _read_soundfile(path, longest)
-    except soundfile.SoundFileError:
+    except (soundfile.SoundFileError, TypeError):  # TypeError: named .raw, which libsndfile takes for headerless
         waveform = _read_ffmpeg(path, longest)
     return check(waveform, use)
 
@@ -78,10 +81,10 @@ def check(waveform: Waveform, use: str = "speech") -> Waveform:
 
 def loudest_dbfs(waveform: Waveform) -> float:
     """RMS of the loudest half second, in dB below full scale (a sine of full scale is -3)."""
-    size = max(1, min(len(waveform.samples), waveform.rate // 2))
-    whole = len(waveform.samples) // size * size
-    power = (waveform.samples[:whole].reshape(-1, size) ** 2).mean(axis=1).max(initial=0)
-    return float(10 * np.log10(power + 1e-12))
+    samples, size = waveform.samples, max(1, min(len(waveform.samples), waveform.rate // 2))
+    starts = (*range(0, len(samples) - size + 1, size), len(samples) - size)
+    peak = max(float(np.linalg.norm(samples[start : start + size].astype(np.float64))) for start in starts)
+    return float(10 * np.log10(peak**2 / size + 1e-12))
 
 
 def resample(waveform: Waveform, rate: int) -> Waveform:
@@ -111,7 +114,10 @@ def encode_wav(pcm: np.ndarray, rate: int) -> bytes:
 def encode_mp3(pcm: np.ndarray, rate: int) -> bytes:
     """int16 [n] at `rate` Hz → an mp3 file of 128 kbit/s, by pydub and the ffmpeg that imageio-ffmpeg brings."""
     import imageio_ffmpeg
-    from pydub import AudioSegment
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that no ffmpeg is on the PATH: the next line gives one
+        from pydub import AudioSegment
 
     AudioSegment.converter = imageio_ffmpeg.get_ffmpeg_exe()
     segment = AudioSegment(pcm.tobytes(), frame_rate=rate, sample_width=2, channels=1)
@@ -123,19 +129,24 @@ def encode_mp3(pcm: np.ndarray, rate: int) -> bytes:
 
 def _read_soundfile(path: Path, longest: float) -> Waveform:
     with soundfile.SoundFile(path) as file:
-        if file.frames > longest * file.samplerate:
-            raise UserError("audio_too_long", seconds=file.frames / file.samplerate, most=longest)
+        if file.samplerate not in FILE_RATES:
+            raise UserError("audio_not_audio")
         rate = min(file.samplerate, KEPT_RATE)
         resampler = soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32") if rate < file.samplerate else None
-        blocks, frames = [np.zeros(0, np.float32)], 0
-        for block in file.blocks(file.samplerate * BLOCK_SECONDS, dtype="float32", always_2d=True):
-            mono, frames = block.mean(axis=1), frames + len(block)
-            if frames > longest * file.samplerate:  # a header may lie about the length
+        blocks, frames = [], 0
+        size = max(1, BLOCK_SAMPLES // file.channels)
+        # The header's own length is only believed where it is too long: it may be unknown, or a lie.
+        if longest * file.samplerate < file.frames < UNKNOWN_FRAMES:
+            raise UserError("audio_too_long", seconds=file.frames / file.samplerate, most=longest)
+        while len(block := file.read(size, dtype="float32", always_2d=True)):
+            frames += len(block)
+            if frames > longest * file.samplerate:
                 raise UserError("audio_too_long", seconds=frames / file.samplerate, most=longest)
+            mono = block.mean(axis=1)
             blocks.append(resampler.resample_chunk(mono) if resampler else mono)
         if resampler:
             blocks.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-        return Waveform(np.concatenate(blocks), rate)
+        return Waveform(np.concatenate([np.zeros(0, np.float32), *blocks]), rate)
 
 
 def _read_ffmpeg(path: Path, longest: float) -> Waveform:
@@ -147,7 +158,20 @@ def _read_ffmpeg(path: Path, longest: float) -> Waveform:
     if not demuxer:
         raise UserError("audio_not_audio")
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-protocol_whitelist", "file", "-f", demuxer]
-    command += ["-i", str(path), "-t", str(longest + 1), "-vn", "-ac", "1", "-ar", str(KEPT_RATE), "-f", "f32le", "-"]
+    command += [
+        "-i",
+        f"file:{path}",
+        "-t",
+        str(longest + 1),
+        "-vn",
+        "-ac",
+        "1",
+        "-ar",
+        str(KEPT_RATE),
+        "-f",
+        "f32le",
+        "-",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=120, check=True)
     except subprocess.SubprocessError:
