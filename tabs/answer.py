@@ -2,7 +2,7 @@
 
 A handler is
 
-    def go(..., request: gr.Request):
+    def go(speech, model, request: gr.Request, *settings):  # Gradio puts the request in by position
         language = language_of(request)
         yield from answer(lambda: registry.stream(model, make_request(...)), card, language, request)
 

@@ -37,7 +37,7 @@ RATE = 16_000  # Hz
 MAX_CHUNK_SECONDS = 6  # what a browser may send at once; more is not from our script
 
 HTML = f"""
-<section class="parley-live" data-part="live" data-state="idle" data-mode="free">
+<section class="parley-live" data-part="live" data-state="" data-mode="free">
   <div class="modes" data-part="modes" role="group">
     <button type="button" data-mode="free">{both("page.live_hands_free")}</button>
     <button type="button" data-mode="push">{both("page.live_push")}</button>

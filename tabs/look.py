@@ -15,6 +15,7 @@ from html import escape
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Base
 from starlette.middleware import Middleware
 
 from tabs.i18n import LanguageMiddleware, both, translations
@@ -28,9 +29,9 @@ SCRIPTS = ("sound.js", "player.js", "live.js", "page.js")
 ACCENT, ACCENT_HOVER, ACCENT_DARK, ACCENT_DARK_HOVER = "#0f766e", "#115e59", "#5eead4", "#99f6e4"
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Base:
     """System fonts, one accent, quiet surfaces, in light and dark."""
-    base = gr.themes.Base(
+    base = Base(
         primary_hue="teal",
         secondary_hue="teal",
         neutral_hue="slate",
@@ -62,7 +63,7 @@ def theme() -> gr.themes.Base:
         block_label_text_color="#56706c",
         block_label_text_color_dark="#93aba7",
         block_title_text_weight="500",
-        input_background_fill="#ffffff",
+        input_background_fill="#f4f7f6",
         input_background_fill_dark="#101818",
         input_border_color="#c9d6d4",
         input_border_color_dark="#33423f",
@@ -87,17 +88,20 @@ def theme() -> gr.themes.Base:
     )
 
 
-def scripts() -> str:
-    """The page's own scripts, for its head; they are there before any component is."""
-    return "\n".join(f"<script>{(WEB / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS)
+def head() -> str:
+    """Style sheet and scripts, for the page's head; they are there before any component is.
+
+    The style sheet goes here and not into `css`, which Gradio rewrites: it prefixes selectors.
+    """
+    style = f"<style>{(WEB / 'parley.css').read_text(encoding='utf-8')}</style>"
+    return style + "".join(f"<script>{(WEB / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS)
 
 
 def launch_options() -> dict[str, Any]:
     """What `launch` needs to make it this page. Call it after the Blocks is built: only then all texts are known."""
     return {
         "theme": theme(),
-        "css_paths": [WEB / "parley.css"],
-        "head": scripts(),
+        "head": head(),
         "i18n": translations(),
         "footer_links": [],
         "ssr_mode": False,  # the page is ours to rewrite, and a Node server beside it would be one more thing to break

@@ -107,25 +107,26 @@ class VoicePicker:
 
 def voice_picker(default: str = "default") -> VoicePicker:
     """A voice of the library, filtered by language, with a button that plays its sample."""
-    with gr.Group(elem_classes="parley-voices"), gr.Row(equal_height=True):
-        choices: list[Any] = [(t("page.voice_default"), "default")]
-        choices += [(phrase(_voice_name(v, "en"), _voice_name(v, "zh")), v["id"]) for v in voice_library()]
-        voice = gr.Dropdown(choices, value=default, label=t("page.voice"), scale=4, min_width=180)
+    choices: list[Any] = [(t("page.voice_default"), "default")]
+    choices += [(phrase(_voice_name(v, "en"), _voice_name(v, "zh")), v["id"]) for v in voice_library()]
+    with gr.Group(elem_classes="parley-voices"):
+        with gr.Row(elem_classes="parley-voice-row"):
+            voice = gr.Dropdown(choices, value=default, label=t("page.voice"), scale=4, min_width=180)
+            sample = gr.HTML(
+                value=_sample(default),
+                html_template=f'<button type="button" class="parley-listen" hidden>{both("page.listen")}</button>',
+                js_on_load="window.parley.sample(element, props, watch)",
+                apply_default_css=False,
+                min_width=80,
+                scale=0,
+                elem_classes="parley-sample",
+            )
         language = gr.Radio(
             [(t("page.all"), "all"), (t("page.english"), "en"), (t("page.chinese"), "zh")],
             value="all",
             label=t("page.voice_language"),
-            scale=3,
-            min_width=150,
+            show_label=False,
             elem_classes="parley-pills",
-        )
-        sample = gr.HTML(
-            value=_sample(default),
-            html_template=f'<button type="button" class="parley-listen" hidden>{both("page.listen")}</button>',
-            js_on_load="window.parley.sample(element, props, watch)",
-            apply_default_css=False,
-            min_width=80,
-            elem_classes="parley-sample",
         )
 
     def filtered(wanted: str, chosen: str, request: gr.Request) -> dict[str, Any]:
@@ -286,8 +287,16 @@ def answer_card(empty: str = "page.answer_empty", *, show_text: bool = True) -> 
             figures = gr.HTML("", apply_default_css=False, elem_classes="parley-line", scale=4)
             mp3 = gr.Button(t("page.mp3"), size="sm", visible=False, min_width=120, scale=1)
             mp3_file = gr.DownloadButton(visible="hidden", elem_classes="parley-mp3-file")
+
+    def make_mp3(path: str | None, request: gr.Request) -> str | None:
+        try:
+            return _mp3(path, mp3_file.GRADIO_CACHE)
+        except (OSError, RuntimeError) as caught:
+            log.exception("An mp3 could not be made")
+            raise gr.Error(say("status.mp3_failed", language_of(request)), print_exception=False) from caught
+
     # The file is made when it is asked for; the hidden button then hands it to the browser.
-    made = mp3.click(_mp3, audio, mp3_file, show_progress="minimal", api_visibility="private")
+    made = mp3.click(make_mp3, audio, mp3_file, show_progress="minimal", api_visibility="private")
     made.success(None, None, None, js=_click(mp3_file), api_visibility="private")
     return AnswerCard(status, error, text, sound, audio, mp3, mp3_file, figures)
 
@@ -310,18 +319,14 @@ def _click(button: gr.DownloadButton) -> str:
     }}, 150); return []; }}"""
 
 
-def _mp3(path: str | None, request: gr.Request) -> str | None:
-    """An mp3 beside the wav at `path`, in Gradio's cache."""
+def _mp3(path: str | None, folder: str) -> str | None:
+    """The wav at `path` as an mp3 in `folder`; gives its path."""
     import soundfile
 
     if not path:
         return None
-    try:
-        pcm, rate = soundfile.read(path, dtype="int16")
-        return save_bytes_to_cache(encode_mp3(pcm, rate), "parley.mp3", gr.DownloadButton.GRADIO_CACHE)
-    except (OSError, RuntimeError) as caught:
-        log.exception("An mp3 could not be made")
-        raise gr.Error(say("status.mp3_failed", language_of(request)), print_exception=False) from caught
+    pcm, rate = soundfile.read(path, dtype="int16")
+    return save_bytes_to_cache(encode_mp3(pcm, rate), "parley.mp3", folder)
 
 
 def notice(sentence: str) -> str:
