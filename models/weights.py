@@ -79,14 +79,14 @@ class WeightStore:
         path = self._local(weights) or self._at(weights)
         if weights.sha256 is None:
             return path if _has_files(path, weights) else None
-        return path if path.is_file() and self._is_official(path, weights) else None
+        try:
+            return path if path.is_file() and self._is_official(path, weights) else None
+        except FileNotFoundError:  # removed while we looked
+            return None
 
     def bytes_on_disk(self, weights: Weights) -> int:
         """Bytes that the weights take in the store, finished or on their way."""
-        total = 0
-        for path in self._all_of(weights):
-            total += sources.folder_bytes(path) if path.is_dir() else path.stat().st_size if path.exists() else 0
-        return total
+        return sum(sources.disk_bytes(path) for path in self._all_of(weights))
 
     def free_disk(self) -> int:
         """Bytes free where the store is."""

@@ -77,7 +77,7 @@ def test_fetch_brings_the_file_and_tells_how_far(store: WeightStore, server: Fil
     assert [p.done for p in told] == sorted(p.done for p in told)
     assert told[-1].done == told[-1].total == len(CONTENT)
     assert {p.source for p in told} == {"release"}
-    assert sorted(p.name for p in store.folder.iterdir()) == ["tiny.bin", "tiny.bin.checked", "tiny.bin.lock"]
+    assert {p.name for p in store.folder.iterdir()} - {"tiny.bin.lock"} == {"tiny.bin", "tiny.bin.checked"}
 
 
 def test_fetch_of_what_is_here_asks_nobody(store: WeightStore, server: FileServer, tiny: Weights) -> None:
@@ -379,6 +379,24 @@ def test_error_reaches_everyone_who_waits(store: WeightStore, server: FileServer
     with store.download(tiny) as again:
         assert again.wait(30)
     assert store.path(tiny)
+
+
+def test_size_on_disk_while_files_come_and_go(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            (tmp_path / "a" / "b").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "a" / "b" / "c").write_bytes(b"123")
+            shutil.rmtree(tmp_path / "a")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        assert {sources.disk_bytes(tmp_path) for _ in range(500)} <= {0, 3}
+    finally:
+        stop.set()
+        thread.join()
 
 
 # --- package carriers -------------------------------------------------------------------------------------------------

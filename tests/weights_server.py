@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class FileServer:
     """Serves `files` (path → bytes). Faults: close after `break_after` bytes of an answer, wait before every block of
-    64 KiB for `pause` seconds, `hang` after the headers, ignore Range, answer with `status`."""
+    64 KiB for `pause` seconds, `hang` without an answer, ignore Range, answer with `status`."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
@@ -46,6 +46,8 @@ class FileServer:
         wanted = request.headers.get("Range")
         if not head:
             self.requests.append(wanted or "all")
+        if self.hang:
+            self._closing.wait(60)
         if self.status or body is None:
             request.send_error(self.status or 404)
             return
@@ -59,8 +61,6 @@ class FileServer:
         request.end_headers()
         if head:
             return
-        if self.hang:
-            self._closing.wait(60)
         end = len(body) if self.break_after is None else min(len(body), start + self.break_after)
         for at in range(start, end, 1 << 16):
             block = body[at : min(at + (1 << 16), end)]
