@@ -49,7 +49,7 @@ def allowed(wanted: str = "auto") -> tuple[Device, ...]:
 
 def _nvidia() -> Device | None:
     tool = shutil.which("nvidia-smi")
-    if not tool:
+    if not tool or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return None
     query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:

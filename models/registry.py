@@ -116,10 +116,11 @@ class Registry:
             yield from self._serve(spec, request)
 
     def _serve(self, spec: ModelSpec, request: Request) -> Iterator[Event | None]:
-        stream = None
-        while stream is None:
+        worker = yield from self._worker(spec)
+        while (stream := worker.submit(request)) is None:  # it is being unloaded: another is started when it is gone
+            yield None
+            time.sleep(0.05)
             worker = yield from self._worker(spec)
-            stream = worker.submit(request)
         try:
             yield from stream
         finally:
@@ -193,7 +194,7 @@ class Registry:
             if idle:
                 oldest = min(idle, key=lambda worker: worker.last_used)
                 log.info("unloading %s to make room for %s", oldest.title, spec.title)
-                oldest.close()
+                oldest.close(if_idle=True)
             else:
                 yield Status("waiting_for_memory", {"what": spec.title})
                 time.sleep(HEARTBEAT)
@@ -243,7 +244,7 @@ class Registry:
         return self._budget or int(device.memory * MEMORY_SHARE)
 
     def _largest(self) -> int:
-        return max(device.memory for device in allowed(self._device))
+        return max(self._room(device) for device in allowed(self._device))
 
     def _place(self, spec: ModelSpec) -> tuple[Device, str] | None:
         for device in allowed(self._device):
@@ -273,6 +274,8 @@ class Registry:
         state = worker.state if worker and worker.state != "gone" else None
         if state == "ready" and worker and worker.busy:
             state = "answering"
+        if placed := zerogpu.PLACED.get(model):
+            state = "ready"
         return {
             "id": spec.id,
             "title": spec.title,
@@ -284,7 +287,7 @@ class Registry:
             "device": place[0].kind if place else None,
             "precision": place[1] if place else None,
             "needs_memory_bytes": (place and spec.memory[place[1]]) or max(spec.memory.values()),
-            "memory_bytes": worker.memory_bytes() if worker else 0,
+            "memory_bytes": worker.memory_bytes if worker else placed.memory_bytes() if placed else 0,
             "idle_seconds": round(time.monotonic() - worker.last_used, 1) if worker else None,
             "download_bytes": sum(weights.bytes for weights in spec.weights),
             "disk_bytes": sum(part["disk_bytes"] for part in parts),

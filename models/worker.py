@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from models.capabilities import Event, Request, SpeechModel, Status
+from models.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +27,14 @@ class Stream:
 
     def __init__(self, request: Request):
         self.request = request
-        self.place = 0
+        self.place = 0  # in the queue, as last told to the reader
+        self.told_to_wait = False
+        self.reason: BaseException | None = None  # what the reader is told of a cancel that was not its own
         self._events: queue.SimpleQueue[Event | BaseException | type[StopIteration]] = queue.SimpleQueue()
         self._cancelled = threading.Event()
 
-    def cancel(self) -> None:
+    def cancel(self, reason: BaseException | None = None) -> None:
+        self.reason = reason
         self._cancelled.set()
 
     def __iter__(self) -> Iterator[Event | None]:
@@ -51,6 +55,10 @@ class Stream:
 
     def put(self, event: Event) -> None:
         self._events.put(event)
+
+    def put_wait(self, status: Status) -> None:
+        self.told_to_wait = True
+        self._events.put(status)
 
     def end(self, error: BaseException | None = None) -> None:
         self._events.put(error or StopIteration)
@@ -80,6 +88,7 @@ class Worker:
         self._closing = False
         self.error: BaseException | None = None
         self._model: SpeechModel | None = None
+        self.memory_bytes = 0  # of the model's weights, as of its last finished request
         self._thread = threading.Thread(target=self._run, name=f"worker {title}", daemon=True)
         self._thread.start()
 
@@ -90,7 +99,7 @@ class Worker:
             if self._closing or self.state == "gone":
                 return None
             if self.state == "loading":
-                stream.put(Status("loading", {"what": self.title}))
+                stream.put_wait(Status("loading", {"what": self.title}))
             self.last_used = time.monotonic()
             self._waiting.append(stream)
             self._changed.notify()
@@ -100,24 +109,19 @@ class Worker:
     def busy(self) -> bool:
         return self.state == "loading" or bool(self._open or self._waiting)
 
-    def memory_bytes(self) -> int:
-        model = self._model
-        return model.memory_bytes() if model else 0
+    def close(self, *, if_idle: bool = False) -> None:
+        """Cancel what is open (its readers are told), unload the model, wait for the end of the thread.
 
-    def wait_loaded(self, timeout: float | None = None) -> bool:
-        """Whether loading has ended within `timeout` seconds (look at `state` for how)."""
+        With `if_idle`, do nothing where a request has come in between.
+        """
         with self._changed:
-            return self._changed.wait_for(lambda: self.state != "loading", timeout)
-
-    def close(self, *, wait: bool = True) -> None:
-        """Cancel what is open, unload the model, end the thread."""
-        with self._changed:
+            if if_idle and self.busy:
+                return
             self._closing = True
             for stream in (*self._waiting, *self._open):
-                stream.cancel()
+                stream.cancel(UserError("model_unloaded", model=self.title))
             self._changed.notify()
-        if wait and threading.current_thread() is not self._thread:
-            self._thread.join()
+        self._thread.join()
 
     # --- on the worker's own thread -----------------------------------------------------------------------------------
 
@@ -127,20 +131,26 @@ class Worker:
         except Exception as caught:  # the streams' readers are told; the registry stays usable
             self.error = caught
             log.warning("%s could not be loaded", self.title, exc_info=caught)
+        else:
+            self._use(self._model)
         with self._changed:
-            self.state = "gone" if self.error else "ready"
-            self._changed.notify_all()
-        if not self.error:
+            self.state = "gone"
+        self._model, self.memory_bytes = None, 0
+        for stream in (*self._waiting, *self._open):
+            stream.end(self.error or stream.reason)
+        self._on_gone(self)
+
+    def _use(self, model: SpeechModel) -> None:
+        try:
+            self.memory_bytes = model.memory_bytes()
+            with self._changed:
+                self.state = "ready"
             while self._serve():
                 pass
-            with self._changed:
-                self.state = "gone"
-            assert self._model is not None
-            self._model.unload()
-            self._model = None
-        for stream in self._waiting:
-            stream.end(self.error)
-        self._on_gone(self)
+            model.unload()
+        except Exception as caught:  # not of a request but of the model: dropping it gives its memory back all the same
+            self.error = caught
+            log.exception("%s broke down", self.title)
 
     def _serve(self) -> bool:
         """Advance every open stream by one step; False when the worker is closing and nothing is open."""
@@ -159,18 +169,24 @@ class Worker:
         assert self._model is not None
         for stream in [stream for stream in self._waiting if stream.cancelled]:
             self._waiting.remove(stream)
-            stream.end()
+            stream.end(stream.reason)
         while self._waiting and len(self._open) < self._at_once and not self._closing:
             stream = self._waiting.pop(0)
-            self._open[stream] = self._model.stream(stream.request)
+            if stream.told_to_wait:
+                stream.put(Status("starting", {"what": self.title}))
+            try:
+                self._open[stream] = self._model.stream(stream.request)
+            except Exception as caught:  # one request's failure is its own, here as in its steps
+                stream.end(caught)
         for place, stream in enumerate(self._waiting, 1):
             if stream.place != place:
                 stream.place = place
-                stream.put(Status("queued", {"place": place}))
+                stream.put_wait(Status("queued", {"place": place}))
 
     def _advance(self, stream: Stream, steps: Iterator[Event | None]) -> None:
         try:
             if stream.cancelled:
+                error = stream.reason
                 steps.close()  # type: ignore[attr-defined]
             elif stream.lagging:
                 return
@@ -179,11 +195,12 @@ class Worker:
                 if event is not None:
                     stream.put(event)
                 return
-            error = None
         except StopIteration:
             error = None
         except Exception as caught:  # one request's failure is its own; its reader is told
             error = caught
+        assert self._model is not None
+        self.memory_bytes = self._model.memory_bytes()
         with self._changed:
             del self._open[stream]
             self.last_used = time.monotonic()
