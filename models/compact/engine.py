@@ -1,8 +1,8 @@
 """The compact set's door: small real models that serve every capability on any CPU, honestly.
 
-Hearing is Whisper base, speech Kokoro-82M, thought Qwen2.5-Coder-1.5B; sounds are tagged by YAMNet, speakers compared by
-a GE2E encoder. A part loads when a capability first needs it. Nobody is cloned: the answer is spoken in the library's
-closest voice, and its measured similarity is said.
+Hearing is Whisper base, speech Kokoro-82M, thought Qwen2.5-Coder-1.5B; YAMNet tags sounds, a GE2E encoder compares
+speakers. A part loads when a capability first needs it. Nobody is cloned: the answer is spoken in the library's closest
+voice, and its measured similarity is said.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,14 @@ from models.capabilities import (
     Waveform,
 )
 from models.catalog import KOKORO, QWEN_CODER, WHISPER_BASE, ModelSpec
-from models.compact import describe, understand, voices
+from models.compact import describe, prompts, understand, voices
 from models.compact.clauses import HANZI, Clauses, clauses
 from models.errors import UserError
 
 Steps = Iterator["Event | None"]
 Result = Generator["Event | None", None, Any]  # steps that end with a result
+
+SPOKEN_TOKENS = 256  # the longest spoken answer, unless a person asks for more
 
 TALK_PARTS = ("recognizer", "thinker", "speaker")
 PARTS = {
@@ -99,7 +100,7 @@ class CompactModel:
                     part.warm(language)
                     yield None
             if name == "thinker" and request.capability is not Capability.UNDERSTAND:
-                yield from self._thinking().warm(part, request.capability)
+                yield from prompts.warm(part, request.capability)
 
     def _mimic(self, request: MimicRequest) -> Steps:
         transcript = yield from self.hear(request.audio, request.language, show=True)
@@ -121,7 +122,7 @@ class CompactModel:
     def _create_voice(self, request: CreateVoiceRequest) -> Steps:
         description = describe.parse(request.instruction)
         style = describe.to_style(description, request.sampling.seed)
-        yield Stats({"description": asdict(description), "voice": style.name})
+        yield Stats({"description": description.as_dict(), "voice": style.name})
         yield TextDelta(description.sentence)
         yield from self.speak(clauses(description.sentence), style, description.language)
 
@@ -132,16 +133,19 @@ class CompactModel:
             if not transcript.text:
                 raise UserError("no_speech_heard")
             text = f"{text}\n{transcript.text}".strip()
+        language = request.language if request.language != "auto" else written_language(text)
         style = None
         if request.reference is not None:
-            language = request.language if request.language != "auto" else written_language(text)
             style, _ = yield from self._closest(request.reference, language)
         elif request.voice != "default":
             style = self._library_style(request.voice)
         thinker = yield from self.part("thinker")
         yield Status("thinking")
-        conversation = self._thinking().conversation(request, text)
-        yield from self.think_aloud(thinker.reply(conversation, request.sampling), style)
+        messages = prompts.conversation(request, text, language)
+        _, dropped = thinker.fit(messages, request.sampling.max_new_tokens or SPOKEN_TOKENS)
+        if dropped:
+            yield Stats({"dropped_turns": dropped})
+        yield from self.think_aloud(thinker.reply(messages, request.sampling, SPOKEN_TOKENS), style)
 
     # --- what capabilities are made of --------------------------------------------------------------------------------
 
@@ -182,16 +186,15 @@ class CompactModel:
                 yield AudioChunk(chunk, RATE)
         return from_pcm(np.concatenate(pcm), RATE)
 
-    def think_aloud(self, deltas: Iterator[str | None], style: voices.VoiceStyle | None) -> Steps:
-        """Speak a text while it is being written: a clause sounds as soon as it is there."""
+    def think_aloud(
+        self, deltas: Generator[str | None, None, Any], style: voices.VoiceStyle | None, *, shown: bool = False
+    ) -> Steps:
+        """Speak a text while it is written, clause by clause; its deltas are not given again if they were `shown`."""
         writing = Clauses()
-        with closing(deltas):  # type: ignore[type-var]
+        with closing(deltas):
             for delta in deltas:
-                if not delta:
-                    yield None
-                    continue
-                yield TextDelta(delta)
-                yield from self._speak_in_own_language(writing.push(delta), style)
+                yield TextDelta(delta) if delta and not shown else None
+                yield from self._speak_in_own_language(writing.push(delta or ""), style)
         yield from self._speak_in_own_language(writing.finish(), style)
 
     def _speak_in_own_language(self, spoken: list[str], style: voices.VoiceStyle | None) -> Steps:
@@ -222,12 +225,6 @@ class CompactModel:
         except KeyError:
             raise UserError("voice_unknown", voice=voice) from None
 
-    @staticmethod
-    def _thinking():
-        from models.compact import think
-
-        return think
-
 
 def written_language(text: str) -> str:
     """ "zh" where a good part of the text is Chinese characters, else "en"."""
@@ -235,7 +232,7 @@ def written_language(text: str) -> str:
     return "zh" if hanzi and hanzi * 4 >= letters else "en"
 
 
-# --- the parts: what a person reads while one loads, and how it is made -------------------------------------------------
+# --- the parts: what a person reads while one loads, and how it is made -----------------------------------------------
 
 TITLES = {
     "recognizer": WHISPER_BASE.title,
