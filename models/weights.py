@@ -199,9 +199,9 @@ class WeightStore:
         partial, parts, hub = (self._at(weights, ending) for ending in (".partial", ".parts", ".hub"))
         if isinstance(source, Hub):
             yield from sources.hub_files(source, hub)
+            if not _has_files(hub, weights):
+                raise SourceFailed(source.hub, "other_file")
             if weights.sha256 is None:
-                if not _has_files(hub, weights):
-                    raise SourceFailed(source.hub, "other_file")
                 os.replace(hub, self._at(weights))
                 return
             os.replace(hub / source.files[0], partial)

@@ -553,6 +553,14 @@ def test_hub_whose_bytes_differ_from_its_checksums_is_refused(store: WeightStore
     assert list(store.folder.rglob("*.safetensors")) == []
 
 
+def test_repository_without_the_file_leads_to_the_next_source(
+    store: WeightStore, server: FileServer, hub: str, tiny: Weights
+) -> None:
+    SERVE[hub](server, "a/b", {"README.md": b"moved"}, {"README.md": b"moved"})
+    fetch(store, made(Hub(hub, "a/b", ("model.bin",)), *tiny.sources))
+    assert store.path(tiny)
+
+
 def test_hub_without_the_repository(store: WeightStore, server: FileServer, hub: str) -> None:
     with pytest.raises(UserError) as error:
         fetch(store, made(Hub(hub, "a/b", ("model.bin",))))
