@@ -37,6 +37,7 @@ from models.text import say
 from tabs.answer import stop
 from tabs.i18n import both, language_of, phrase, t
 from tabs.player import player
+from tabs.requests import sampling as check_sampling
 
 log = logging.getLogger(__name__)
 
@@ -160,36 +161,29 @@ def _sample(voice_id: str) -> str:
 
 @dataclass
 class AdvancedSettings:
-    """Number fields; empty means the model's own value, seed -1 a fresh one."""
+    """While `own` is ticked the model's own values count, whatever the sliders say; seed -1 is a fresh one."""
 
-    temperature: gr.Number
-    top_p: gr.Number
-    top_k: gr.Number
+    own: gr.Checkbox
+    temperature: gr.Slider
+    top_p: gr.Slider
+    top_k: gr.Slider
+    max_new_tokens: gr.Slider
     seed: gr.Number
-    max_new_tokens: gr.Number
 
     @property
-    def inputs(self) -> list[gr.Number]:
+    def inputs(self) -> list[Any]:
         return [getattr(self, part.name) for part in fields(self)]
 
     @staticmethod
     def sampling(
-        temperature: float | None,
-        top_p: float | None,
-        top_k: float | None,
-        seed: float | None,
-        max_new_tokens: float | None,
+        own: bool, temperature: float, top_p: float, top_k: float, max_new_tokens: float, seed: float | None
     ) -> Sampling:
-        """What `inputs` held, as the models take it."""
-        return Sampling(
-            temperature=temperature,
-            top_p=top_p,
-            top_k=None if top_k is None else int(top_k),
-            seed=-1 if seed is None else int(seed),
-            max_new_tokens=None if max_new_tokens is None else int(max_new_tokens),
-        )
+        """What `inputs` held, as the models take it; UserError where a number is out of its range."""
+        drawn = -1 if seed is None else int(seed)
+        return check_sampling(seed=drawn) if own else check_sampling(temperature, top_p, top_k, drawn, max_new_tokens)
 
 
+SHOW_UNLESS_JS = "ticked => ({visible: !ticked, __type__: 'update'})"
 ROLL_JS = "() => Math.floor(Math.random() * 2 ** 31)"
 LAST_SEED_JS = """() => {
   const seen = [...document.querySelectorAll('.parley-figures[data-seed]')].filter(line => line.offsetParent);
@@ -200,25 +194,28 @@ LAST_SEED_JS = """() => {
 def advanced_settings() -> AdvancedSettings:
     """Temperature, top-p, top-k, maximum length, and the seed with dice and "same again"; folded."""
 
-    def number(name: str, **options: Any) -> gr.Number:
-        return gr.Number(
-            label=t(f"page.{name}"), info=t(f"page.{name}_info"), placeholder=t("page.own"), min_width=130, **options
-        )
+    def slider(name: str, low: float, high: float, value: float, step: float) -> gr.Slider:
+        words: dict[str, Any] = {"label": t(f"page.{name}"), "info": t(f"page.{name}_info")}
+        return gr.Slider(low, high, value, step=step, min_width=180, **words)
 
     with gr.Accordion(t("page.advanced"), open=False, elem_classes="parley-advanced"):
-        with gr.Row():
-            temperature = number("temperature", minimum=0, maximum=2, step=0.05, value=None)
-            top_p = number("top_p", minimum=0, maximum=1, step=0.05, value=None)
-        with gr.Row():
-            top_k = number("top_k", minimum=0, maximum=1000, precision=0, value=None)
-            max_new_tokens = number("max_length", minimum=1, maximum=8192, precision=0, value=None)
-        with gr.Row(equal_height=True, elem_classes="parley-seed"):
-            seed = number("seed", minimum=-1, maximum=2**31 - 1, precision=0, value=-1, scale=3)
+        own = gr.Checkbox(True, label=t("page.model_default"))
+        with gr.Group(visible=False) as sliders:
+            with gr.Row():
+                temperature = slider("temperature", 0, 2, 0.7, 0.05)
+                top_p = slider("top_p", 0.05, 1, 0.9, 0.05)
+            with gr.Row():
+                top_k = slider("top_k", 0, 200, 40, 1)
+                max_new_tokens = slider("max_length", 16, 4096, 512, 16)
+        with gr.Row(elem_classes="parley-seed"):
+            words: dict[str, Any] = {"label": t("page.seed"), "info": t("page.seed_info")}
+            seed = gr.Number(-1, minimum=-1, maximum=2**31 - 1, precision=0, scale=3, min_width=130, **words)
             dice = gr.Button(t("page.dice"), size="sm", min_width=70)
             again = gr.Button(t("page.seed_again"), size="sm", min_width=70)
+    own.change(None, own, sliders, js=SHOW_UNLESS_JS, api_visibility="private")
     dice.click(None, None, seed, js=ROLL_JS, api_visibility="private")
     again.click(None, None, seed, js=LAST_SEED_JS, api_visibility="private")
-    return AdvancedSettings(temperature, top_p, top_k, seed, max_new_tokens)
+    return AdvancedSettings(own, temperature, top_p, top_k, max_new_tokens, seed)
 
 
 # --- running and answering --------------------------------------------------------------------------------------------

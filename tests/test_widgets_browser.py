@@ -11,7 +11,7 @@ import gradio as gr
 import numpy as np
 import pytest
 
-from models.capabilities import AudioChunk, Event, Heard, Stats, Status, TextDelta
+from models.capabilities import AudioChunk, Event, Heard, Sampling, Stats, Status, TextDelta
 from models.errors import UserError
 from models.text import say
 from tabs.answer import answer
@@ -40,6 +40,7 @@ FLAGS = [
 ]
 HEARD: list[tuple[str, int, int, bool]] = []  # visit, seq, samples, end: of every microphone chunk
 EVENTS: list[str] = []
+SETTINGS: list[Sampling] = []  # of the last answer
 
 
 def tone(seconds: float, pause: float = 0.0, piece: float = 0.1) -> Iterator[AudioChunk]:
@@ -91,7 +92,8 @@ def build() -> gr.Blocks:
 
 
 def _wire(run: gr.Button, kind: Any, pick: Any, settings: AdvancedSettings, card: Any) -> None:
-    def go(kind: str, _model: str, request: gr.Request, *_settings: float | None) -> Iterator[Any]:
+    def go(kind: str, _model: str, request: gr.Request, *values: Any) -> Iterator[Any]:
+        SETTINGS[:] = [settings.sampling(*values)]
         yield from answer(lambda: script(kind), card, language_of(request), request)
 
     run.click(go, [kind, pick, *settings.inputs], card.outputs, concurrency_limit=None, show_progress="hidden")
@@ -214,6 +216,22 @@ def test_two_players_never_sound_together(open_page: Any) -> None:
     wait(page, "window.parleyPlayers.stats()[1].state === 'playing'")
     assert stats(page, 0)["state"] == "idle"
     page.wait_for_selector(".parley-figures:visible")
+
+
+def test_settings_count_once_they_are_wanted(open_page: Any) -> None:
+    page = open_page()
+    run(page, "refuse")
+    page.wait_for_selector(".parley-error:visible")
+    assert SETTINGS[0] == Sampling()
+    page.locator(".parley-advanced button:visible").first.click()
+    page.get_by_label(say("page.model_default", "en")).locator("visible=true").uncheck()
+    page.get_by_label(say("page.temperature", "en")).locator("visible=true").first.fill("0.3")
+    page.get_by_role("button", name=say("page.dice", "en")).locator("visible=true").click()
+    page.wait_for_function("Number([...document.querySelectorAll('.parley-seed input')][0].value) >= 0")
+    run(page, "steady")
+    page.wait_for_selector(".parley-figures")
+    assert (SETTINGS[0].temperature, SETTINGS[0].top_k) == (0.3, 40)
+    assert SETTINGS[0].seed >= 0
 
 
 def test_mp3_is_made_on_demand(open_page: Any) -> None:

@@ -12,6 +12,12 @@
     location.replace(url);
   }
 
+  // On a phone the answer is below what was given: show it once it is asked for.
+  document.addEventListener('click', event => {
+    const columns = event.target.closest?.('.parley-run button.primary')?.closest('.parley-columns');
+    if (columns && matchMedia('(max-width: 720px)').matches) columns.querySelector('.parley-answer')?.scrollIntoView({block: 'start'});
+  });
+
   window.parley.head = (element, props) => {
     const words = props.words[window.parley.language()];
     const stage = element.querySelector('[data-part=stage]'), languages = element.querySelector('[data-part=languages]');
