@@ -294,7 +294,7 @@ def answer_card(empty: str = "page.answer_empty", *, show_text: bool = True) -> 
 
     # The file is made when it is asked for; the hidden button then hands it to the browser.
     made = mp3.click(make_mp3, audio, mp3_file, show_progress="minimal", api_visibility="private")
-    made.success(None, None, None, js=_click(mp3_file), api_visibility="private")
+    made.success(None, None, None, js=press(mp3_file), api_visibility="private")
     return AnswerCard(status, error, text, sound, audio, mp3, mp3_file, figures)
 
 
@@ -307,9 +307,9 @@ def wire_stop(buttons: RunButtons, card: AnswerCard) -> None:
     buttons.stop.click(halt, None, None, js=SILENCE_JS, queue=False, show_progress="hidden", api_visibility="private")
 
 
-def _click(button: gr.DownloadButton) -> str:
+def press(button: gr.DownloadButton) -> str:
     """JavaScript that presses a download button once its new address has reached the page."""
-    button.elem_id = f"parley-mp3-{button._id}"
+    button.elem_id = f"parley-press-{button._id}"
     return f"""() => {{ setTimeout(() => {{
       const place = document.getElementById('{button.elem_id}');
       (place?.closest('a') ?? place?.querySelector('a') ?? place)?.click();
