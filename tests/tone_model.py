@@ -80,7 +80,9 @@ def load(spec: ModelSpec, path_of: Callable, device: str, precision: str) -> Ton
     return ToneModel(log)
 
 
-def new(model: str, memory: int = 10, at_once: int = 2, weights: tuple = (), **more: Any) -> tuple[ModelSpec, Log]:
+def new(
+    model: str, memory: int | dict[str, int] = 10, at_once: int = 2, weights: tuple = (), **more: Any
+) -> tuple[ModelSpec, Log]:
     """A model of its own, free to load."""
     log = LOGS[model] = Log()
     log.may_load.set()
@@ -94,7 +96,7 @@ def new(model: str, memory: int = 10, at_once: int = 2, weights: tuple = (), **m
         "loader": "tone_model:load",
         "weights": weights,
         "needs": {},
-        "memory": {"fp32": memory},
+        "memory": memory if isinstance(memory, dict) else {"fp32": memory},
         "precisions": {"cpu": "fp32"},
         "at_once": at_once,
     }
