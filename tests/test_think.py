@@ -45,9 +45,11 @@ def test_byte_alphabet_covers_every_byte_once():
 def test_every_prompt_is_there_in_both_languages():
     for capability in prompts.TASKS:
         for language in ("en", "zh"):
-            system, asked, answered = prompts.persona(capability, language)
-            assert (system.role, asked.role, answered.role) == ("system", "user", "assistant")
-            assert "{" not in system.content + asked.content + answered.content
+            system, *turns = prompts.persona(capability, language)
+            assert system.role == "system"
+            assert [turn.role for turn in turns] == ["user", "assistant"] * (len(turns) // 2)
+            assert turns
+            assert not any("{" in message.content for message in (system, *turns))
     assert set(prompts.characters("en")) == set(prompts.characters("zh"))
 
 
@@ -63,7 +65,7 @@ def test_a_conversation_holds_persona_history_and_the_new_words():
     history = (Turn("user", "Hi"), Turn("assistant", "Hello"), Turn("user", " "))
     request = TalkRequest(capability=Capability.ASSIST, history=history)
     messages = prompts.conversation(request, "And now?", "en")
-    assert [m.content for m in messages[3:]] == ["Hi", "Hello", "And now?"]
+    assert [m.content for m in messages[-3:]] == ["Hi", "Hello", "And now?"]
 
 
 # --- with the real weights ------------------------------------------------------------------------------------------

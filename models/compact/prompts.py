@@ -36,7 +36,7 @@ def characters(language: str) -> dict[str, dict[str, str]]:
 
 
 def persona(capability: Capability, language: str, character: str = "") -> list[Message]:
-    """The messages in front of every conversation: who the model is, and one turn as an example.
+    """The messages in front of every conversation: who the model is, and a few turns as examples.
 
     `character` is a ready-made one's id or the person's own words (role-play only). Raises UserError("text_too_long").
     """
@@ -46,18 +46,17 @@ def persona(capability: Capability, language: str, character: str = "") -> list[
     known = characters(language).get(character.strip() or DEFAULT_CHARACTER)
     described = known["persona"] if known else character.strip()
     system = prompt["system"].replace("{character}", described)
-    asked, answered = (line.replace("{character}", described) for line in prompt["example"])
+    turns = [[line.replace("{character}", described) for line in turn] for turn in prompt["examples"]]
     if capability is Capability.ROLEPLAY and known:
-        answered = known["first"]
-    return [
-        Message("system", system, keep=True),
-        Message("user", asked, keep=True),
-        Message("assistant", answered, keep=True),
-    ]
+        turns[-1][1] = known["first"]
+    messages = [Message("system", system, keep=True)]
+    for asked, answered in turns:
+        messages += Message("user", asked, keep=True), Message("assistant", answered, keep=True)
+    return messages
 
 
 def conversation(request: TalkRequest, text: str, language: str) -> list[Message]:
-    """The messages of a turn: persona, earlier turns, and what the person says now."""
+    """The messages of a turn in `language` ("en" or "zh"): persona, earlier turns, what the person says now."""
     earlier = [Message(turn.role, turn.text) for turn in request.history if turn.text.strip()]
     return [*persona(request.capability, language, request.character), *earlier, Message("user", text)]
 

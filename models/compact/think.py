@@ -1,7 +1,7 @@
 """Text → text: Qwen2.5-Coder-1.5B-Instruct (GGUF, 4 bit) through llama.cpp.
 
-Several replies may be open at once, each with its own sequence in one KV cache. Finished sequences stay cached until
-their place is needed; a new reply shares the longest prefix it has in common with any, and evaluates only the rest.
+Several replies may be open at once, each with its own sequence of the KV cache. Finished sequences stay cached until
+their place is needed; a new reply copies the longest prefix it has in common with any, and evaluates only the rest.
 Knows nothing of characters and tasks (see prompts.py).
 """
 
@@ -48,10 +48,11 @@ class _Sequence:
 class Thinker:
     """The chat model. `context` is the most tokens of one conversation, prompt and answer together.
 
-    `at_once` replies may be open together. `evaluated` counts the tokens computed so far (prefix reuse saves them).
+    Its KV cache takes 28 kB a token for each of SEQUENCES. `evaluated` counts the tokens computed so far: what prefixes
+    save shows there.
     """
 
-    def __init__(self, path: Path | str, context: int = 4096, threads: int = 2, at_once: int = 2):
+    def __init__(self, path: Path | str, context: int = 2048, threads: int = 2):
         # Barriers of sleeping threads: spinning ones stall for whole time slices when another thread has the core.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from cyllama.llama import llama_cpp as llama
@@ -61,15 +62,16 @@ class Thinker:
         llama.ggml_backend_load_all()
         params = llama.LlamaModelParams()
         params.n_gpu_layers = 0
+        params.use_mmap = False  # the weights are repacked for the CPU; a mapping would hold them twice
         self._model = llama.LlamaModel(str(path), params)
         self._vocab = self._model.get_vocab()
         options = llama.LlamaContextParams()
-        options.n_ctx = context * at_once
+        options.n_ctx = context * SEQUENCES
         options.n_seq_max = SEQUENCES
         options.n_batch = options.n_ubatch = SLICE
         options.n_threads = options.n_threads_batch = threads
-        options.kv_unified = True  # sequences share the cells of a common prefix
-        options.flash_attn_type = 1  # exact whatever other sequences the cache holds; the plain kernel is not
+        options.kv_unified = False  # cells of its own for each sequence: the same bits whatever others hold
+        options.flash_attn_type = 1
         self._cells = llama.LlamaContext(self._model, options)
         self._batch = llama.LlamaBatch(n_tokens=SLICE, embd=0, n_seq_max=1)
         self._pace = _Pace(self._cells, threads)
@@ -187,8 +189,9 @@ class Thinker:
         else:
             self._truncate(chosen, 0)
             if length:
-                self._cells.memory_seq_cp(best.id, chosen.id, 0, length)
-                chosen.tokens = tokens[:length]
+                self._cells.memory_seq_cp(best.id, chosen.id, -1, -1)  # whole sequences only
+                chosen.tokens = list(best.tokens)
+                self._truncate(chosen, length)
         self._replies += 1
         chosen.open, chosen.used = True, self._replies
         return chosen
@@ -210,17 +213,8 @@ class Thinker:
         self._batch.clear()
         for n, token in enumerate(tokens):
             self._batch.add(token, start + n, [sequence.id], logits and n == len(tokens) - 1)
-        while True:
-            try:
-                with self._pace.step(len(tokens)):
-                    self._cells.decode(self._batch)
-                break
-            except ValueError:  # no cell is free
-                idle = [s for s in self._sequences if not s.open and s.tokens]
-                if not idle:
-                    self._truncate(sequence, 0)
-                    raise
-                self._truncate(min(idle, key=lambda s: s.used), 0)
+        with self._pace.step(len(tokens)):
+            self._cells.decode(self._batch)
         sequence.tokens += tokens
         self.evaluated += len(tokens)
 
