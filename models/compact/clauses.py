@@ -19,7 +19,9 @@ HANZI_PER_SECOND = 4.5
 DIGIT_SECONDS = 0.3
 
 SHORTEST = 0.6  # s; a clause below this is joined with the next: about three words or four Chinese characters
-LIMITS = (1.8, 3.0, 5.0)  # s of the first, second, later clauses: each is made while the one before it sounds
+LIMITS = (1.4, 2.6, 5.0)  # s of the first, second, later clauses: each is made while the one before it sounds
+LEFT_OVER = 1.0  # s; a sentence is not broken for a shorter rest than this
+SLACK = 1.2  # a clause that ends in a mark may be this much longer than its limit
 BLOCK = 400  # characters given at a time when the whole text is there
 
 HANZI = "\u3400-\u9fff\uf900-\ufaff"
@@ -118,7 +120,7 @@ def _boundary(text: str, given: int, final: bool) -> int | None:
             continue
         length += seconds(text[measured:end])
         measured = end
-        if length > limit * 1.2:
+        if length > limit * SLACK:
             return weak or _soft_break(text[:end], limit) or end
         if length < SHORTEST:
             continue
@@ -126,7 +128,7 @@ def _boundary(text: str, given: int, final: bool) -> int | None:
             return end
         weak = end
     rest = length + seconds(text[measured:])
-    if rest > limit * 1.3:
+    if rest > limit * SLACK + 0.2:
         if at := weak or _soft_break(text, limit):
             return at
         if rest > 2 * LIMITS[-1]:  # no space, no mark: cut anywhere
@@ -161,9 +163,9 @@ def _soft_break(text: str, limit: float) -> int | None:
         best = None
         for place in re.finditer(pattern, text, re.IGNORECASE):
             length = seconds(text[: place.start()])
-            if length > limit:
+            if length > limit * SLACK:
                 break
-            if length >= SHORTEST and seconds(text[place.start() :]) >= SHORTEST:
+            if length >= SHORTEST and seconds(text[place.start() :]) >= LEFT_OVER:
                 best = place.start()
         if best:
             return best
