@@ -176,7 +176,7 @@ class AdvancedSettings:
 
     @staticmethod
     def sampling(
-        own: bool, temperature: float, top_p: float, top_k: float, max_new_tokens: float, seed: float | None
+        own: bool, temperature: float, top_p: float, top_k: int, max_new_tokens: int, seed: float | None
     ) -> Sampling:
         """What `inputs` held, as the models take it; UserError where a number is out of its range."""
         drawn = -1 if seed is None else int(seed)
