@@ -50,12 +50,6 @@ class Speaker:
         """Bytes of the weights in memory."""
         return self._bytes
 
-        self._bytes = Path(path).stat().st_size
-
-    def memory_bytes(self) -> int:
-        """Bytes of the weights in memory."""
-        return self._bytes
-
     def warm(self, language: str) -> None:
         """Load what `language` ("en" or "zh") needs beside the model; safe to call from another thread."""
         phonemes.warm(language)
