@@ -7,6 +7,7 @@ The network comes with the package silero-vad, which is found but not imported: 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -54,12 +55,11 @@ class VoiceActivity:
         contexts = np.concatenate([self._context[None], frames[:, -CONTEXT:]])
         self._context = contexts[-1].copy()
         inputs = np.concatenate([contexts[:-1], frames], axis=1)
-        found = []
-        for start in range(0, len(inputs), FRAMES_AT_ONCE):
-            block = {"input": inputs[start : start + FRAMES_AT_ONCE], "h": self._hidden, "c": self._cell}
-            probabilities, self._hidden, self._cell = _session().run(["speech_probs", "hn", "cn"], block)
-            found.append(probabilities)
-        return np.concatenate(found) if found else np.zeros(0, np.float32)
+        if not len(inputs):
+            return np.zeros(0, np.float32)
+        sound = {"input": inputs, "h": self._hidden, "c": self._cell}
+        probabilities, self._hidden, self._cell = _session().run(["speech_probs", "hn", "cn"], sound)
+        return probabilities
 
 
 # --- finished clips ---
@@ -67,8 +67,16 @@ class VoiceActivity:
 
 def speech_probabilities(waveform: Waveform) -> np.ndarray:
     """float32 [frames]: the probability of speech in each 32 ms of the clip (the last frame is filled with silence)."""
+    return np.concatenate([*probability_blocks(waveform)])
+
+
+def probability_blocks(waveform: Waveform) -> Iterator[np.ndarray]:
+    """`speech_probabilities` in blocks of FRAMES_AT_ONCE, for who must not be long away."""
     samples = resample(waveform, SPEECH_RATE).samples.astype(np.float32, copy=False)
-    return VoiceActivity().push(np.pad(samples, (0, -len(samples) % FRAME)))
+    samples = np.pad(samples, (0, -len(samples) % FRAME))
+    activity = VoiceActivity()
+    for start in range(0, max(1, len(samples)), FRAMES_AT_ONCE * FRAME):
+        yield activity.push(samples[start : start + FRAMES_AT_ONCE * FRAME])
 
 
 def speech_spans(

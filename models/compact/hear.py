@@ -18,7 +18,7 @@ import numpy as np
 from models.audio import SPEECH_RATE, resample
 from models.capabilities import Waveform
 from models.compact import ctranslate2
-from models.compact.activity import FRAME, spans_of, speech_probabilities
+from models.compact.activity import FRAME, probability_blocks, spans_of, speech_probabilities
 from models.compact.spectrum import mel_bank, power_frames
 
 if TYPE_CHECKING:
@@ -82,10 +82,12 @@ class Recognizer:
         spoken: Counter[str] = Counter()
         yield None
         waveform = resample(waveform, SPEECH_RATE)
-        probabilities = speech_probabilities(waveform)
-        yield None
+        probabilities = []
+        for block in probability_blocks(waveform):
+            probabilities.append(block)
+            yield None
         seconds = 0.0
-        for start, end in windows(probabilities, waveform.seconds):
+        for start, end in windows(np.concatenate(probabilities), waveform.seconds):
             samples = waveform.samples[round(start * SPEECH_RATE) : round(end * SPEECH_RATE)]
             seconds += end - start
             draft = _Draft(language)
@@ -206,9 +208,9 @@ def windows(probabilities: np.ndarray, seconds: float) -> list[tuple[float, floa
     return found
 
 
-def whisper_features(samples: np.ndarray, n_mels: int, silence_after_s: float = SILENCE_AFTER_S) -> np.ndarray:
+def whisper_features(samples: np.ndarray, n_mels: int, silence_s: float) -> np.ndarray:
     """float32 [n] at 16 kHz, at most 30 s → log-mel float32 [n_mels, frames], frames even, silence added at the end."""
-    length = min(len(samples) + round(silence_after_s * SPEECH_RATE), 30 * SPEECH_RATE)
+    length = min(len(samples) + round(silence_s * SPEECH_RATE), 30 * SPEECH_RATE)
     length = -(-length // (2 * HOP)) * 2 * HOP
     samples = np.pad(samples, (0, length - len(samples)))
     mel = power_frames(samples, N_FFT, HOP)[:-1] @ mel_bank(SPEECH_RATE, N_FFT, n_mels)

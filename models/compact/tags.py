@@ -6,6 +6,7 @@ The weights stand in assets/weights, made by scripts/convert_yamnet.py; its clas
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,15 +46,16 @@ class Tagger:
 
     def scores(self, waveform: Waveform) -> np.ndarray:
         """float32 [windows, 521], each 0…1 and on its own; a window is 0.96 s, the next begins 0.48 s later."""
+        return np.concatenate([*self.score_blocks(waveform)])
+
+    def score_blocks(self, waveform: Waveform) -> Iterator[np.ndarray]:
+        """`scores` in blocks of 15 s, for who must not be long away."""
         import torch
 
         features = log_mel_windows(resample(waveform, SPEECH_RATE).samples)
-        found = []
-        with torch.inference_mode():
-            for start in range(0, len(features), WINDOWS_AT_ONCE):
-                batch = np.ascontiguousarray(features[start : start + WINDOWS_AT_ONCE])
-                found.append(self._network(torch.from_numpy(batch)[:, None]).numpy())
-        return np.concatenate(found)
+        for start in range(0, len(features), WINDOWS_AT_ONCE):
+            batch = torch.from_numpy(features[start : start + WINDOWS_AT_ONCE].copy())
+            yield self._network(batch[:, None]).numpy()
 
     def top(self, scores: np.ndarray, k: int = 5, language: str = "en") -> list[tuple[str, float]]:
         """The k likeliest sounds of a clip: (name, score), best first.
