@@ -79,6 +79,7 @@ class SoundStream:
         self.id = stream_id or uuid.uuid4().hex[:12]
         self.seq = 0
         self.rate = 0
+        self.flushed = False
         self._recent: deque[tuple[float, int, str]] = deque()
 
     def start(self) -> dict[str, Any]:
@@ -86,7 +87,12 @@ class SoundStream:
         return {"stream": self.id, "chunks": [], "sent": _now_ms()}
 
     def chunk(self, pcm: np.ndarray, rate: int) -> dict[str, Any]:
-        """The value that plays the next `pcm` (int16 [n])."""
+        """The value that plays the next `pcm` (int16 [n]); once the stream is flushed, the flush again.
+
+        A chunk that was under way must not take the place of the flush in the browser.
+        """
+        if self.flushed:
+            return self.flush()
         self.seq, self.rate = self.seq + 1, rate
         value = chunk_value(self.seq, pcm, rate, self.id, self._repeat())
         self._recent.append((time.monotonic(), self.seq, value["chunks"][-1][1]))
@@ -103,6 +109,8 @@ class SoundStream:
         }
 
     def flush(self) -> dict[str, Any]:
+        """The value that silences this stream at once, for good."""
+        self.flushed = True
         return flush_value(self.id)
 
     def _repeat(self) -> list[tuple[int, str]]:

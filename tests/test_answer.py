@@ -15,6 +15,7 @@ from models.errors import UserError
 from models.text import say
 from tabs import answer as driver
 from tabs.answer import Answer, answer, figures_html, status_sentence, stop, text_html
+from tabs.player import SoundStream
 
 RATE = 24_000
 NAMES = ("status", "error", "text", "player", "audio", "mp3", "figures")
@@ -238,3 +239,11 @@ def test_every_wait_has_a_sentence(phase: str, facts: dict[str, Any], language: 
 
 def test_figures_of_nothing_are_nothing() -> None:
     assert figures_html({}, "en") == ""
+
+
+def test_a_flushed_stream_stays_silent() -> None:
+    """A chunk that was under way when the stream was flushed repeats the flush: it must not replace it in the page."""
+    stream = SoundStream()
+    stream.chunk(np.zeros(10, np.int16), RATE)
+    flushed = stream.flush()["flush"]
+    assert stream.chunk(np.zeros(10, np.int16), RATE)["flush"] == flushed == stream.id

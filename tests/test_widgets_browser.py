@@ -111,6 +111,8 @@ def _wire_live(live: gr.HTML, speak: gr.Button, confirm: gr.Button) -> None:
         stream = SoundStream()
         streams.append(stream)
         for chunk in tone(20.0, 0.05):
+            if stream.flushed:
+                return  # as a session that was interrupted
             yield live_value("thinking", stream.chunk(chunk.pcm, chunk.rate))
 
     many: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": None, "show_progress": "hidden"}

@@ -265,9 +265,9 @@
     watch('value', () => {
       const value = props.value;
       if (!value) return;
-      if (value.state) server = value.state;
-      if (value.flush) { stats.confirmed += 1; unduck(); }
       player.accept(value);
+      if (value.flush) { stats.confirmed += 1; unduck(); }
+      if (value.state && !player.silenced.has(value.stream)) server = value.state;   // a dropped answer has no say
       show();
     });
     watch('heard', () => { if (props.heard?.visit === visit) confirmed = Math.max(confirmed, props.heard.seq); });
