@@ -30,6 +30,7 @@ class Log:
     seeds: list[int] = field(default_factory=list)
     may_load: threading.Event = field(default_factory=threading.Event)
     go: threading.Event = field(default_factory=threading.Event)
+    held: list[Iterator[Event | None]] = field(default_factory=list)
     on_load: Callable[[], None] = lambda: None
 
 
@@ -43,7 +44,9 @@ class ToneModel:
     def stream(self, request: Any) -> Iterator[Event | None]:
         if request.capability is Capability.CLONE:
             raise UserError("no_audio")  # before the first step, as a plain function may
-        return self._steps(request)
+        steps = self._steps(request)
+        self.log.held.append(steps)  # so that only close() can close it, never the end of its last reference
+        return steps
 
     def _steps(self, request: Any) -> Iterator[Event | None]:
         text = getattr(request, "text", "")
