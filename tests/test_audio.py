@@ -227,10 +227,11 @@ def test_a_flac_header_that_does_not_know_the_length(tmp_path):
     assert audio.load(tmp_path / "a.flac").seconds == pytest.approx(2)
 
 
-@pytest.mark.parametrize("frames", [16_000 * 60, 2**36 - 1])
-def test_a_flac_header_that_lies_about_the_length_ends(tmp_path, frames):
-    flac_that_claims(tmp_path / "a.flac", frames)
-    assert refused(tmp_path / "a.flac").code in ("audio_too_long", "audio_not_audio")
+def test_a_flac_header_that_lies_about_the_length(tmp_path):
+    flac_that_claims(tmp_path / "a.flac", 16_000 * 60)
+    assert audio.load(tmp_path / "a.flac").seconds == pytest.approx(2)
+    flac_that_claims(tmp_path / "a.flac", 2**36 - 1)
+    assert refused(tmp_path / "a.flac").code == "audio_too_long"
 
 
 def test_a_playlist_is_never_opened(tmp_path):
