@@ -6,6 +6,7 @@ Rules of decoding (what is suppressed, when a window counts as silent) follow op
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -57,6 +58,9 @@ class Recognizer:
     """Whisper, from a CTranslate2 file. Holds no state of any transcription: many may advance in turn."""
 
     def __init__(self, path: str | Path, int8: bool = True):
+        # Read when torch is first imported. Threads that spin while they wait take a busy 2-core machine four times
+        # the CPU for a short clip, and make it slower too.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from whisper.tokenizer import get_tokenizer
 
         from models.compact.whisper import Whisper
