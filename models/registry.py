@@ -249,7 +249,7 @@ class Registry:
     def _place(self, spec: ModelSpec) -> tuple[Device, str] | None:
         for device in allowed(self._device):
             precision = spec.precisions.get(device.kind)
-            if precision in spec.memory and spec.memory[precision] <= self._room(device):
+            if precision and precision in spec.memory and spec.memory[precision] <= self._room(device):
                 return device, precision
         return None
 
