@@ -121,7 +121,9 @@ def encode_mp3(pcm: np.ndarray, rate: int) -> bytes:
 
     AudioSegment.converter = imageio_ffmpeg.get_ffmpeg_exe()
     segment = AudioSegment(pcm.tobytes(), frame_rate=rate, sample_width=2, channels=1)
-    return segment.export(io.BytesIO(), format="mp3", bitrate="128k").read()
+    buffer = io.BytesIO()
+    segment.export(buffer, format="mp3", bitrate="128k")
+    return buffer.getvalue()
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
