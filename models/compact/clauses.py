@@ -21,6 +21,7 @@ DIGIT_SECONDS = 0.3
 SHORTEST = 0.6  # s; a clause below this is joined with the next: about three words or four Chinese characters
 LIMITS = (1.4, 2.6, 5.0)  # s of the first, second, later clauses: each is made while the one before it sounds
 LEFT_OVER = 1.0  # s; a sentence is not broken for a shorter rest than this
+WHOLE_CHINESE = 3.6  # s; broken sooner, Mandarin loses its tones: CER 6.5 % against 2.9 % whole
 SLACK = 1.2  # a clause that ends in a mark may be this much longer than its limit
 BLOCK = 400  # characters given at a time when the whole text is there
 
@@ -121,19 +122,24 @@ def _boundary(text: str, given: int, final: bool) -> int | None:
         length += seconds(text[measured:end])
         measured = end
         if length > limit * SLACK:
-            return weak or _soft_break(text[:end], limit) or end
+            return weak or (_soft_break(text[:end], limit) if length > _whole(text[:end]) else None) or end
         if length < SHORTEST:
             continue
         if not given or STRONG.search(mark.group()):
             return end
         weak = end
     rest = length + seconds(text[measured:])
-    if rest > limit * SLACK + 0.2:
+    if rest > max(limit * SLACK + 0.2, _whole(text)):
         if at := weak or _soft_break(text, limit):
             return at
         if rest > 2 * LIMITS[-1]:  # no space, no mark: cut anywhere
             return max(1, int(len(text) * LIMITS[-1] / rest))
     return len(text) if final and text.strip() else None
+
+
+def _whole(text: str) -> float:
+    """How long a sentence without marks may be and still stay whole, in seconds."""
+    return WHOLE_CHINESE if re.search(f"[{HANZI}]", text) else 0.0
 
 
 def _is_break(text: str, mark: re.Match[str], final: bool) -> bool:
