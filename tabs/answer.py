@@ -152,6 +152,8 @@ def _follow(
             update[card.text] = text_html(made.heard, made.text)
         if update:
             yield update
+        elif event is None:  # a heartbeat: between two yields the handler of a closed page can be ended
+            yield {card.status: gr.skip()}
 
 
 def _finish(made: Answer, card: Card, sound: SoundStream, language: str) -> Update:

@@ -130,7 +130,7 @@ def head_row(badge: str = "") -> gr.HTML:
     return gr.HTML(
         badge,
         html_template=HEAD,
-        js_on_load="window.parley.head(element, props)",
+        js_on_load="window.parley.head(element, props, watch)",
         words=words("language", "stage_hint"),
         apply_default_css=False,
         elem_classes="parley-head-row",

@@ -26,9 +26,9 @@ ON_A_SPACE = bool(os.environ.get("SPACE_ID"))  # many strangers share it: nobody
 
 def build(house: House) -> None:
     """Draw the tab and wire it."""
-    with gr.Tab(t("models.title"), id="models"):
+    with gr.Tab(t("models.title"), id="models") as tab:
         gr.Markdown(t("models.intro"))
-        machine = gr.HTML(apply_default_css=False)
+        machine = gr.HTML(apply_default_css=False, elem_classes="parley-line")
         offered = [spec for spec in CATALOG if not house.options.models or spec.id in house.options.models]
         cards = [_model(house, spec) for spec in offered]
 
@@ -37,12 +37,12 @@ def build(house: House) -> None:
             status = {model["id"]: model for model in house.registry.status()}
             return [machine_html(house, language), *(card_html(status[spec.id], language) for spec in offered)]
 
-        gr.on([gr.Timer(REFRESH_SECONDS).tick], refresh, None, [machine, *cards], **GLUE)
+        gr.on([tab.select, gr.Timer(REFRESH_SECONDS).tick], refresh, None, [machine, *cards], **GLUE)
 
 
 def _model(house: House, spec: ModelSpec) -> gr.HTML:
     """One model: its card, its buttons, its news."""
-    with gr.Column(elem_classes="parley-card parley-model"):
+    with gr.Column(elem_classes=["parley-card", "parley-model"]):
         card = gr.HTML(card_html(house.registry.status_of(spec.id), "en"), apply_default_css=False)
         news = gr.HTML("", apply_default_css=False, elem_classes="parley-line")
         with gr.Row(elem_classes="parley-model-buttons", visible=spec.loader is not None):
@@ -134,7 +134,8 @@ def card_html(model: dict[str, Any], language: str) -> str:
     # Models of which this version knows no engine are still shown: the sentence says what they will need.
     why = model["obstacle"] and UserError(model["obstacle"]["code"], **model["obstacle"]["facts"]).sentence(language)
     note = f'<p class="parley-notice">{escape(why)}</p>' if why else ""
-    return f"{head}{lines}{note}<ul class='parley-parts'>{parts}</ul>"
+    listed = f'<ul class="parley-parts">{parts}</ul>' if len(model["parts"]) > 1 else ""
+    return f"{head}{lines}{note}{listed}"
 
 
 def _state(state: str, language: str) -> str:

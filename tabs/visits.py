@@ -10,6 +10,9 @@ from pathlib import Path
 
 import gradio as gr
 
+from models.text import FOLDER as TEXTS
+
+ASSETS = TEXTS.parent
 log = logging.getLogger(__name__)
 
 
@@ -22,11 +25,15 @@ class Visits:
         self._lock = threading.Lock()
 
     def keep(self, request: gr.Request | None, *paths: str | None) -> None:
-        """Remember files that are to be deleted when the visit of `request` ends."""
+        """Remember files that are to be deleted when the visit of `request` ends.
+
+        A path may come from a browser: the app's own assets, which it may name as well, are never deleted.
+        """
         visit = getattr(request, "session_hash", None)
+        files = {Path(path) for path in paths if path}
         if visit:
             with self._lock:
-                self._files[visit].update(Path(path) for path in paths if path)
+                self._files[visit].update(file for file in files if not file.resolve().is_relative_to(ASSETS))
 
     def at_end(self, request: gr.Request, ending: Callable[[], None]) -> None:
         """Call `ending` when the visit ends."""

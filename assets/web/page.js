@@ -18,21 +18,27 @@
     if (columns && matchMedia('(max-width: 720px)').matches) columns.querySelector('.parley-answer')?.scrollIntoView({block: 'start'});
   });
 
-  window.parley.head = (element, props) => {
+  // A new badge redraws the whole head: clicks are caught at its root, and what is pressed is shown again each time.
+  window.parley.head = (element, props, watch) => {
     const words = props.words[window.parley.language()];
-    const stage = element.querySelector('[data-part=stage]'), languages = element.querySelector('[data-part=languages]');
-    const show = () => stage.setAttribute('aria-pressed', String(root.classList.contains('parley-stage')));
-    stage.title = words.stage_hint;
-    stage.addEventListener('click', () => {
-      localStorage.setItem('parley_stage', root.classList.toggle('parley-stage') ? 'on' : 'off');
-      show();
+    const show = () => {
+      const stage = element.querySelector('[data-part=stage]'), languages = element.querySelector('[data-part=languages]');
+      stage.title = words.stage_hint;
+      stage.setAttribute('aria-pressed', String(root.classList.contains('parley-stage')));
+      languages.setAttribute('aria-label', words.language);
+      for (const button of languages.children) {
+        button.setAttribute('aria-pressed', String(button.dataset.code === window.parley.language()));
+      }
+    };
+    element.addEventListener('click', event => {
+      const button = event.target.closest('button');
+      if (button?.dataset.part === 'stage') {
+        localStorage.setItem('parley_stage', root.classList.toggle('parley-stage') ? 'on' : 'off');
+        show();
+      } else if (button?.dataset.code) choose(button.dataset.code);
     });
+    watch('value', () => requestAnimationFrame(show));
     show();
-    languages.setAttribute('aria-label', words.language);
-    languages.querySelectorAll('button').forEach(button => {
-      button.setAttribute('aria-pressed', String(button.dataset.code === window.parley.language()));
-      button.addEventListener('click', () => choose(button.dataset.code));
-    });
   };
 
   window.parley.sample = (element, props, watch) => {
