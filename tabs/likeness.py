@@ -1,0 +1,23 @@
+"""How close a copied voice came to its reference, said honestly: what was measured, and who really spoke."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.text import say
+from tabs.pictures import similarity_html
+from tabs.shared import voice_library
+
+
+def likeness_html(stats: Mapping[str, Any], language: str) -> str:
+    """The similarity of an answer's Stats. `voice` is only there where a voice of a library spoke, not a clone."""
+    voice = stats.get("voice")
+    remark = say("pictures.closest_voice", language, voice=voice_title(str(voice), language)) if voice else ""
+    return similarity_html(stats.get("similarity"), remark)
+
+
+def voice_title(style: str, language: str) -> str:
+    """The name of a voice "af_heart", or of a blend "af_heart+af_bella", as the page writes it."""
+    names = {voice["id"]: voice["name"][language] for voice in voice_library()}
+    return " + ".join(names.get(part, part) for part in style.split("+"))
