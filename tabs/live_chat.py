@@ -211,18 +211,19 @@ def build(house: House) -> None:
             text: reply.text if failure and reply.text else gr.skip(),
         }
 
-    chunks = {"trigger_mode": "multiple", "concurrency_limit": None, "show_progress": "hidden"}
-    live.start(start, model, [status, error], **{**STREAMING, "trigger_mode": "multiple"})
-    live.chunk(hear, pause, [live, ticket], **chunks, api_visibility="private")
+    # Whoever gives a ticket must be queued: only then Gradio's page learns that the State has changed.
+    quick = {**STREAMING, "trigger_mode": "multiple", "concurrency_limit": None}
+    live.start(start, model, [status, error], **quick)
+    live.chunk(hear, pause, [live, ticket], **quick)
     live.interrupt(interrupt, None, live, **GLUE)
     live.stop(close, None, [live, status], **GLUE)
-    gr.on([send.click, text.submit], write, text, [text, error, live, ticket], **GLUE)
+    gr.on([send.click, text.submit], write, text, [text, error, live, ticket], **quick)
     clear.click(forget, None, [live, transcript, status, error, figures], **GLUE)
     ticket.change(
         converse,
         [model, voices.voice, language, *settings.inputs],
         [live, transcript, status, error, figures, text, ticket],
-        **{**STREAMING, "trigger_mode": "multiple"},
+        **quick,
     )
 
 
