@@ -9,10 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
-from models.text import FOLDER as TEXTS
-
-ASSETS = TEXTS.parent
 log = logging.getLogger(__name__)
 
 
@@ -25,15 +23,16 @@ class Visits:
         self._lock = threading.Lock()
 
     def keep(self, request: gr.Request | None, *paths: str | None) -> None:
-        """Remember files that are to be deleted when the visit of `request` ends.
+        """Remember files of Gradio's cache that are to be deleted when the visit of `request` ends.
 
-        A path may come from a browser: the app's own assets, which it may name as well, are never deleted.
+        A path may come from a browser: whatever else it names, an example of the app's own or worse, is left alone.
         """
         visit = getattr(request, "session_hash", None)
-        files = {Path(path) for path in paths if path}
+        cache = Path(get_upload_folder()).resolve()
+        files = {Path(path).resolve() for path in paths if path}
         if visit:
             with self._lock:
-                self._files[visit].update(file for file in files if not file.resolve().is_relative_to(ASSETS))
+                self._files[visit].update(file for file in files if cache in file.parents)
 
     def at_end(self, request: gr.Request, ending: Callable[[], None]) -> None:
         """Call `ending` when the visit ends."""
