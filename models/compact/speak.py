@@ -34,7 +34,7 @@ class Speaker:
     """Kokoro in memory. Holds nothing between calls, so that any number of texts may be spoken in turn."""
 
     def __init__(self, path: str | Path, threads: int = THREADS):
-        """`path`: kokoro-v1.0.int8.onnx. Loads in about 1 s, 250 MB."""
+        """`path`: kokoro-v1.0.int8.onnx. Loads in 1.3 CPU-s; 150 MB resident, 60 more after the first clause."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
