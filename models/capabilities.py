@@ -149,6 +149,11 @@ class WarmRequest:
 Request = Union[MimicRequest, TalkRequest, UnderstandRequest, CreateVoiceRequest, CloneRequest, WarmRequest]  # noqa: UP007
 
 
+def use_of(request: Request) -> Capability | UnderstandTask:
+    """What a request uses of a model, as finely as weights are told apart: the task where there is one."""
+    return request.task if isinstance(request, UnderstandRequest) else request.capability
+
+
 # --- events ----------------------------------------------------------------------------------------------------------
 
 

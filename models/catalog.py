@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Union
 
-from models.capabilities import Capability
+from models.capabilities import Capability, UnderstandTask
 
 # --- where weights come from -----------------------------------------------------------------------------------------
 
@@ -46,6 +46,7 @@ class Carrier:
     member: str
 
 
+Use = Union[Capability, UnderstandTask]  # noqa: UP007
 Source = Union[Hub, Release, Carrier]  # noqa: UP007
 
 
@@ -76,7 +77,8 @@ class ModelSpec:
 
     `loader` is "module:function", called as function(spec, path_of, device, precision) -> SpeechModel, where
     path_of(weights_id) gives a complete file or folder; None while this version has no engine for the model.
-    `needs` maps each of `weights` (by id) to the capabilities that cannot do without it.
+    `needs` maps each of `weights` (by id) to the uses (see use_of) that cannot do without it; one left out is always
+    needed.
     `memory` maps a precision to bytes needed to serve; `precisions` maps a device kind to the default precision there.
     `at_once` is how many open requests the model advances in turn; the rest queue.
     """
@@ -89,21 +91,23 @@ class ModelSpec:
     languages: tuple[str, ...]
     loader: str | None
     weights: tuple[Weights, ...]
-    needs: Mapping[str, tuple[Capability, ...]]
+    needs: Mapping[str, tuple[Use, ...]]
     memory: Mapping[str, int]
     precisions: Mapping[str, str]
     at_once: int = 2
     revision: str | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
 
-    def weights_for(self, capability: Capability) -> tuple[Weights, ...]:
-        """The weights that a request of this capability needs."""
-        return tuple(w for w in self.weights if capability in self.needs.get(w.id, self.capabilities))
+    def weights_for(self, use: Use) -> tuple[Weights, ...]:
+        """The weights that a request of this use needs."""
+        return tuple(w for w in self.weights if use in self.needs.get(w.id, (use,)))
 
 
 GB, MB = 10**9, 10**6
 EVERY = tuple(Capability)
 TALK = (Capability.ROLEPLAY, Capability.ASSIST, Capability.LIVE)
+WRITTEN = (UnderstandTask.SUMMARY_EN, UnderstandTask.SUMMARY_ZH, UnderstandTask.ASK)  # tasks that need a chat model
+HEARD = (*WRITTEN, UnderstandTask.TRANSCRIBE_EN, UnderstandTask.TRANSCRIBE_ZH, UnderstandTask.SPEAKER)
 
 WHISPER_BASE = Weights(
     id="whisper-base",
@@ -194,9 +198,8 @@ COMPACT = ModelSpec(
     loader="models.compact.engine:load",
     weights=(WHISPER_BASE, KOKORO, QWEN_CODER),
     needs={
-        WHISPER_BASE.id: EVERY,
-        KOKORO.id: EVERY,
-        QWEN_CODER.id: (*TALK, Capability.UNDERSTAND),
+        WHISPER_BASE.id: (*TALK, *HEARD, Capability.MIMIC, Capability.CLONE, Capability.UNDERSTAND),
+        QWEN_CODER.id: (*TALK, *WRITTEN, Capability.UNDERSTAND),
     },
     memory={"mixed int8": 2200 * MB},
     precisions={"cpu": "mixed int8"},

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from models import zerogpu
-from models.capabilities import AudioChunk, Capability, Event, Request, SpeechModel, Stats, Status, WarmRequest
-from models.catalog import CATALOG, ModelSpec, Weights
+from models.capabilities import AudioChunk, Capability, Event, Request, SpeechModel, Stats, Status, WarmRequest, use_of
+from models.catalog import CATALOG, ModelSpec, Use, Weights
 from models.devices import Device, allowed
 from models.errors import UserError
 from models.weights import WeightStore
@@ -64,13 +64,10 @@ class Registry:
             return UserError("model_does_not_fit", model=spec.title, **_size(spec), has=self._largest() / 1e9)
         return None
 
-    def installed(self, spec: ModelSpec, capability: Capability | None = None) -> bool:
-        """Whether the weights (for this capability, or all) are on this machine."""
-        wanted = spec.weights_for(capability) if capability else spec.weights
-        return all(self.store.path(weights) for weights in wanted)
-
-    def choose(self, model: str, capability: Capability) -> ModelSpec:
+    def choose(self, model: str, capability: Capability, use: Use | None = None) -> ModelSpec:
         """The model of this id; for "auto" the best that can run and is installed, else the last that can run.
+
+        Installed means: the weights for this `use` (the whole capability, if it is None) are on this machine.
 
         Raises UserError where the model is unknown, cannot do this, or cannot run here.
         """
@@ -86,7 +83,8 @@ class Registry:
         able = [spec for spec in candidates if not self.obstacle(spec)]
         if not able:
             raise UserError("no_model_fits")
-        return next((spec for spec in able if self.installed(spec, capability)), able[-1])
+        wanted = use or capability
+        return next((spec for spec in able if all(map(self.store.path, spec.weights_for(wanted)))), able[-1])
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
@@ -96,7 +94,7 @@ class Registry:
         Runs in the caller's thread and only waits there. Weights that are missing are downloaded, the model is loaded
         (Status events say so); the last event is a Stats that names the model, device, precision, seed, and the times.
         """
-        spec = self.choose(model, request.capability)
+        spec = self.choose(model, request.capability, use_of(request))
         if request.sampling.seed < 0:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbelow(2**31)))
         meter = _Meter()
@@ -112,7 +110,7 @@ class Registry:
         if in_gpu_call:
             yield from zerogpu.stream(spec.id, request)
         else:
-            yield from self._fetch(spec.weights_for(request.capability))
+            yield from self._fetch(spec.weights_for(use_of(request)))
             yield from self._serve(spec, request)
 
     def _serve(self, spec: ModelSpec, request: Request) -> Iterator[Event | None]:
