@@ -139,8 +139,8 @@ def default_voice(language: str, gender: str | None = None) -> str:
 def closest_voice(embedding: np.ndarray, language: str, f0_hz: float | None = None) -> tuple[VoiceStyle, float]:
     """The style of `language` ("en" or "zh") whose measured speaker embedding is nearest to `embedding` [256].
 
-    Blends compete with single voices where they were measured. Returns the style and the cosine similarity measured for it before the pitch is
-    moved; `f0_hz`, the median pitch of the reference, moves it by at most PITCH_REACH semitones.
+    Blends compete with single voices where they were measured. Returns the style and the cosine similarity measured for
+    it before the pitch is moved; `f0_hz`, the median pitch of the reference, moves it by at most PITCH_REACH semitones.
     """
     wanted = np.asarray(embedding, np.float32).ravel()
     wanted = wanted / max(float(np.linalg.norm(wanted)), 1e-9)
