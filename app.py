@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Before gradio and the hub clients are imported: they read these once.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    # OpenMP reads it once, with the first model that brings torch: threads that spin while they wait slow down everybody.
+    # OpenMP reads it once, when torch comes in with a model: threads that spin while they wait slow everybody down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 

@@ -2,7 +2,7 @@
 
 Run: npm pack kokoro-js@1.2.1 && python scripts/convert_voices.py kokoro-js-1.2.1.tgz
 Each pack is float32 [510, 256]: the style of an utterance of n tokens is row n. Halving the precision moves no value by
-more than 0.0003 and keeps every file under 10 MB.
+more than 0.001 and keeps every file under 10 MB.
 """
 
 from __future__ import annotations

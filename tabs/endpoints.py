@@ -1,18 +1,24 @@
 """The named endpoints: what gradio_client, curl and MCP clients call. Same requests, same registry as the tabs.
 
-Each returns (text, wav file or None, stats). A parameter's component follows from its annotation; defaults are the
-function's own. Errors are Gradio errors with the sentence a person would see.
+Each returns (text, wav file or None, stats); until it does it yields what there is so far, so that a caller who cancels
+or goes away stops the model. A parameter's component follows from its name and default. Errors are Gradio errors with
+the sentence a person would see.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.components import Component
+from gradio.processing_utils import save_bytes_to_cache
 
+from models.audio import encode_wav
 from models.capabilities import (
     AudioChunk,
     Capability,
@@ -28,22 +34,27 @@ from models.capabilities import (
 )
 from models.errors import UserError
 from models.registry import Registry
+from tabs.i18n import language_of
 from tabs.requests import language_of_request, sampling, task_of, text_of, turns_of, waveform_of
+from tabs.visits import visits
 
-Answer = tuple[str, "tuple[int, np.ndarray] | None", dict[str, Any]]
+Answer = tuple[str, "bytes | None", dict[str, Any]]  # text, wav, stats
+Answers = Iterator[Answer]
+CLIPS = ("audio", "reference", "speech")
+INTERVAL = 0.25  # s between two answers so far; a call is ended between two of them
 
 
 def build(registry: Registry) -> None:
     """Add every named endpoint to the Blocks being built; nothing of them is visible."""
 
-    def mimic(audio=None, language="auto", model="auto", **tuning) -> Answer:
+    def mimic(audio=None, language="auto", model="auto", **tuning) -> Answers:
         """Repeat the words of a clip in its speaker's voice, or the closest the model has."""
         request = MimicRequest(
             audio=waveform_of(audio), language=language_of_request(language), sampling=sampling(**tuning)
         )
-        return collect(registry.stream(model, request))
+        yield from collect(registry.stream(model, request))
 
-    def talk(capability: Capability, audio, text, voice, reference, language, history, model, **tuning) -> Answer:
+    def talk(capability: Capability, audio, text, voice, reference, language, history, model, **tuning) -> Answers:
         request = TalkRequest(
             capability=capability,
             audio=waveform_of(audio) if audio else None,
@@ -54,21 +65,21 @@ def build(registry: Registry) -> None:
             history=turns_of(history),
             sampling=sampling(**tuning),
         )
-        return collect(registry.stream(model, request), request)
+        yield from collect(registry.stream(model, request), request)
 
     def roleplay(
         audio=None, text="", voice="default", reference=None, language="auto", history=None, model="auto", **tuning
-    ) -> Answer:
+    ) -> Answers:
         """One turn with the character of a voice. Pass the `history` of the stats on with the next call."""
-        return talk(Capability.ROLEPLAY, audio, text, voice, reference, language, history, model, **tuning)
+        yield from talk(Capability.ROLEPLAY, audio, text, voice, reference, language, history, model, **tuning)
 
     def assist(
         audio=None, text="", voice="default", reference=None, language="auto", history=None, model="auto", **tuning
-    ) -> Answer:
+    ) -> Answers:
         """One turn with the voice assistant. Pass the `history` of the stats on with the next call."""
-        return talk(Capability.ASSIST, audio, text, voice, reference, language, history, model, **tuning)
+        yield from talk(Capability.ASSIST, audio, text, voice, reference, language, history, model, **tuning)
 
-    def understand(audio=None, task="transcribe_en", question="", model="auto", **tuning) -> Answer:
+    def understand(audio=None, task="transcribe_en", question="", model="auto", **tuning) -> Answers:
         """Answer a question about a recording: transcript, speaker, summary, scene, or the own `question`."""
         request = UnderstandRequest(
             audio=waveform_of(audio, "understand"),
@@ -76,14 +87,14 @@ def build(registry: Registry) -> None:
             question=text_of(question, needed=task == "ask"),
             sampling=sampling(**tuning),
         )
-        return collect(registry.stream(model, request))
+        yield from collect(registry.stream(model, request))
 
-    def create_voice(instruction="", model="auto", **tuning) -> Answer:
+    def create_voice(instruction="", model="auto", **tuning) -> Answers:
         """Speak the sentence quoted in the instruction, in the voice that the instruction describes."""
         request = CreateVoiceRequest(instruction=text_of(instruction), sampling=sampling(**tuning))
-        return collect(registry.stream(model, request))
+        yield from collect(registry.stream(model, request))
 
-    def clone(reference=None, text="", speech=None, language="auto", model="auto", **tuning) -> Answer:
+    def clone(reference=None, text="", speech=None, language="auto", model="auto", **tuning) -> Answers:
         """Read `text`, or repeat the words of `speech`, in the voice of `reference`."""
         request = CloneRequest(
             reference=waveform_of(reference, "reference"),
@@ -92,11 +103,11 @@ def build(registry: Registry) -> None:
             language=language_of_request(language),
             sampling=sampling(**tuning),
         )
-        return collect(registry.stream(model, request))
+        yield from collect(registry.stream(model, request))
 
-    def live_reply(audio=None, text="", model="auto", **tuning) -> Answer:
+    def live_reply(audio=None, text="", model="auto", **tuning) -> Answers:
         """One short spoken reply, as Live chat gives it."""
-        return talk(Capability.LIVE, audio, text, "default", None, "auto", None, model, **tuning)
+        yield from talk(Capability.LIVE, audio, text, "default", None, "auto", None, model, **tuning)
 
     def models() -> list[dict[str, Any]]:
         """The registry's status: every model, where it runs, how big it is, what it is doing."""
@@ -109,13 +120,17 @@ def build(registry: Registry) -> None:
             gr.JSON(visible=False, label="stats"),
         ]
         _endpoint(function, outputs)
-    _endpoint(models, [gr.JSON(visible=False, label="models")])
+    _publish(models, [], [gr.JSON(visible=False, label="models")], "models")
 
 
-def collect(events: Iterator[Event | None], talk: TalkRequest | None = None) -> Answer:
-    """Gather a whole stream; for a conversation the stats hold its `history` with this turn added."""
+def collect(events: Generator[Event | None, None, None], talk: TalkRequest | None = None) -> Answers:
+    """Follow a stream: the answer so far every INTERVAL, at last the whole, with its sound.
+
+    For a conversation the last stats hold its `history` with this turn added.
+    """
     text, heard, stats, pcm, rate = "", "", {}, [], 0
-    try:
+    told = time.monotonic()
+    with closing(events):
         for event in events:
             if isinstance(event, TextDelta):
                 text += event.text
@@ -126,43 +141,55 @@ def collect(events: Iterator[Event | None], talk: TalkRequest | None = None) -> 
                 rate = event.rate
             elif isinstance(event, Stats):
                 stats.update(event.values)
-    except UserError as error:
-        raise gr.Error(str(error)) from error
+            if time.monotonic() - told >= INTERVAL:
+                told = time.monotonic()
+                yield text, None, {**stats}
     if heard:
         stats["heard"] = heard
     if talk:
         earlier = [{"role": turn.role, "text": turn.text} for turn in talk.history]
         this = [{"role": "user", "text": talk.text or heard}, {"role": "assistant", "text": text}]
         stats["history"] = earlier + this
-    return text, (rate, np.concatenate(pcm)) if pcm else None, stats
+    yield text, encode_wav(np.concatenate(pcm), rate) if pcm else None, stats
 
 
 TUNING = inspect.signature(sampling).parameters.values()
 
 
-def _endpoint(function: Callable, outputs: list[gr.components.Component]) -> None:
+def _endpoint(function: Callable, outputs: list[Component]) -> None:
     """Wire `function` to an invisible button: its parameters, with **tuning spelt out, become invisible components."""
     own = inspect.signature(function).parameters.values()
     parameters = [p for p in own if p.kind is not p.VAR_KEYWORD]
     parameters += [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in TUNING] if len(parameters) < len(own) else []
 
-    def call(*values):
+    def call(request: gr.Request, *values):
+        given = dict(zip([p.name for p in parameters], values, strict=True))
+        visits.keep(request, *(given.get(name) for name in CLIPS))
         try:
-            return function(**dict(zip([p.name for p in parameters], values, strict=True)))
+            with closing(function(**given)) as answers:
+                for text, wav, stats in answers:
+                    path = save_bytes_to_cache(wav, "parley.wav", outputs[1].GRADIO_CACHE) if wav else None
+                    visits.keep(request, path)
+                    yield text, path, stats
         except UserError as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(error.sentence(language_of(request)), print_exception=False) from error
 
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # names and defaults for the docs
+    asks = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    call.__signature__ = inspect.Signature([asks, *parameters])  # type: ignore[attr-defined]  # for Gradio's docs
     call.__doc__ = function.__doc__
     inputs = [_component(parameter) for parameter in parameters]
+    _publish(call, inputs, outputs, function.__name__)
+
+
+def _publish(function: Callable, inputs: list[Any], outputs: list[Any], name: str) -> None:
     gr.Button(visible=False).click(
-        call, inputs, outputs, api_name=function.__name__, queue=True, concurrency_limit=None, show_progress="hidden"
+        function, inputs, outputs, api_name=name, queue=True, concurrency_limit=None, show_progress="hidden"
     )
 
 
-def _component(parameter: inspect.Parameter) -> gr.components.Component:
+def _component(parameter: inspect.Parameter) -> Component:
     name, default = parameter.name, parameter.default
-    if name in ("audio", "reference", "speech"):
+    if name in CLIPS:
         return gr.Audio(visible=False, type="filepath", label=name)
     if name == "history":
         return gr.JSON(visible=False, label=name)

@@ -87,7 +87,7 @@ def _model(house: House, spec: ModelSpec) -> gr.HTML:
 
         yield from follow(steps, request)
 
-    running = [
+    running: list[Any] = [
         button.click(handler, None, [news, card], **STREAMING)
         for button, handler in ((download, fetch), (load, start), (unload, free), (delete, remove))
     ]

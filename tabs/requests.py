@@ -74,5 +74,10 @@ def sampling(
         low, high = bounds[name]
         if value is not None and not (isinstance(value, int | float) and low <= value <= high):
             raise UserError("setting_out_of_range", setting=name, low=low, high=high)
-    whole = {name: None if given[name] is None else int(given[name]) for name in ("top_k", "max_new_tokens")}
-    return Sampling(temperature=temperature, top_p=top_p, seed=-1 if seed is None else int(seed), **whole)
+    return Sampling(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=None if top_k is None else int(top_k),
+        seed=-1 if seed is None else int(seed),
+        max_new_tokens=None if max_new_tokens is None else int(max_new_tokens),
+    )
