@@ -6,15 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.text import say
-from tabs.pictures import similarity_html
+from tabs.pictures import STRANGERS, similarity_html
 from tabs.shared import voice_library
+
+FAR = STRANGERS[1] + 0.06  # below it a score tells two people hardly from one
 
 
 def likeness_html(stats: Mapping[str, Any], language: str) -> str:
     """The similarity of an answer's Stats. `voice` is only there where a voice of a library spoke, not a clone."""
-    voice = stats.get("voice")
-    remark = say("pictures.closest_voice", language, voice=voice_title(str(voice), language)) if voice else ""
-    return similarity_html(stats.get("similarity"), remark)
+    similarity, voice = stats.get("similarity"), stats.get("voice")
+    if similarity is None:
+        return ""
+    remark = ""
+    if voice:
+        found = "closest_but_far" if similarity < FAR else "closest_voice"
+        remark = say(f"pictures.{found}", language, voice=voice_title(str(voice), language))
+    return similarity_html(similarity, remark)
 
 
 def voice_title(style: str, language: str) -> str:

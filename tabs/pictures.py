@@ -81,7 +81,7 @@ def pitch_html(original: Waveform, copy: Waveform) -> str:
     voiced = np.concatenate([hertz[~np.isnan(hertz)] for _, hertz in contours])
     if not len(voiced):
         return f'<p class="parley-notice">{both("pictures.no_pitch")}</p>'
-    low, high = np.log2(np.percentile(voiced, [2, 98])).tolist()
+    low, high = np.log2(np.percentile(voiced, [1, 99])).tolist()
     spare = max(MARGIN_OCTAVES, (LEAST_OCTAVES - (high - low)) / 2)
     low, high = low - spare, high + spare
     seconds = max(0.5, *(float(times[-1]) if len(times) else 0.0 for times, _ in contours))
@@ -121,10 +121,8 @@ def tags_html(timeline: Mapping[str, Any]) -> str:
     )
 
 
-def similarity_html(similarity: float | None, remark: str = "") -> str:
+def similarity_html(similarity: float, remark: str = "") -> str:
     """How alike two voices are (cosine of speaker embeddings), on a scale with strangers and same person marked."""
-    if similarity is None:
-        return ""
     shown = min(max(float(similarity), 0.0), 1.0)
     bands = "".join(
         f'<span class="band" style="left:{100 * low:.0f}%;width:{100 * (high - low):.0f}%"></span>'

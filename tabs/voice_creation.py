@@ -100,6 +100,8 @@ def build(house: House) -> None:
                 if "description" in made.stats and not described:
                     described = True
                     update = {**update, understood: understood_html(made.stats["description"], words)}
+                if several and made.path and card.audio in update:  # it stands among the takes; the mp3 is made of it
+                    update = {**update, card.audio: {**update[card.audio], "visible": "hidden"}}
                 yield update
             visits.keep(request, made.path)
             if several and made.path:
