@@ -86,4 +86,3 @@ def test_characters_speak_both_languages_with_voices_of_the_library():
             assert set(character[part]) == {"en", "zh"}, character["id"]
         for language, voice in character["voice"].items():
             assert voices.voice(voice).language == language
-
