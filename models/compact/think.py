@@ -71,7 +71,7 @@ class Thinker:
         options.n_batch = options.n_ubatch = SLICE
         options.n_threads = options.n_threads_batch = threads
         options.kv_unified = False  # cells of its own for each sequence: the same bits whatever others hold
-        options.flash_attn_type = 0  # it splits the cache by threads: then a seed's text depends on how many computed it
+        options.flash_attn_type = 0  # it splits a long cache by threads: a seed's text would depend on their number
         self._cells = llama.LlamaContext(self._model, options)
         self._batch = llama.LlamaBatch(n_tokens=SLICE, embd=0, n_seq_max=1)
         self._pace = _Pace(self._cells, threads)
