@@ -11,7 +11,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -88,7 +88,7 @@ class Registry:
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
-    def stream(self, model: str, request: Request) -> Iterator[Event | None]:
+    def stream(self, model: str, request: Request) -> Generator[Event | None, None, None]:
         """Answer a request: events, with None as a heartbeat where there is no news. Closing it cancels the model.
 
         Runs in the caller's thread and only waits there. Weights that are missing are downloaded, the model is loaded

@@ -62,7 +62,7 @@ def build(house: House) -> None:
             examples = example_buttons([t("cloning.example_en"), t("cloning.example_zh"), t("cloning.example_convert")])
             buttons = run_buttons(t("cloning.run"))
             language = language_picker()
-            model = model_picker(Capability.CLONE)
+            model = model_picker(house, Capability.CLONE)
             settings = advanced_settings()
         with right:
             card = answer_card("cloning.empty")

@@ -86,7 +86,7 @@ def build(
             with gr.Accordion(t("conversation.own_voice_fold"), open=False):
                 reference = speech_input(t("conversation.own_voice"))
             language = language_picker()
-            model = model_picker(capability)
+            model = model_picker(house, capability)
         settings = advanced_settings()
     with columns[1]:
         chat = gr.Chatbot(

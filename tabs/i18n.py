@@ -8,8 +8,8 @@ Three ways to a translated text, by where it stands:
 * `say(name, language_of(request), **facts)` for what a handler says.
 
 The language is decided once, on the server, for page and handlers alike: `?language=zh`, else the switch's cookie, else
-what the browser asks for. Gradio picks its translations by navigator.language before any head script of an app runs, so
-`LanguageMiddleware` puts the decision into the page itself.
+what the server was started with (--language), else what the browser asks for. Gradio picks its translations by
+navigator.language before any head script of an app runs, so `LanguageMiddleware` puts the decision into the page.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from models.text import LANGUAGES, say, sentences
 
 COOKIE = "parley_language"
 LOCALES = {"en": "en", "zh": "zh-CN"}  # our language → Gradio's name of it
-_default = "en"
+_set: str | None = None  # --language
 _used: dict[str, Mapping[str, str]] = {}  # key → {language: text}
 
 
 def set_default_language(language: str) -> None:
-    """The language for browsers that ask for neither English nor Chinese."""
-    global _default
-    _default = language if language in LANGUAGES else "en"
+    """The language of who has not chosen one: "en", "zh", or "auto" for the browser's."""
+    global _set
+    _set = language if language in LANGUAGES else None
 
 
 def t(name: str) -> I18nData:
@@ -64,21 +64,21 @@ def translations() -> gr.I18n:
 
 def choose(query: Mapping[str, str], cookies: Mapping[str, str], headers: Mapping[str, str]) -> str:
     """ "en" or "zh", from a request's query, cookies and Accept-Language."""
-    for wish in (query.get("language"), cookies.get(COOKIE)):
+    for wish in (query.get("language"), cookies.get(COOKIE), _set):
         if wish in LANGUAGES:
             return str(wish)
     for part in headers.get("accept-language", "").split(","):
         code = part.split(";")[0].strip().lower().split("-")[0]
         if code in LANGUAGES:
             return code
-    return _default
+    return "en"
 
 
 def language_of(request: gr.Request | None) -> str:
-    """The language of the person who sent `request`; the default where there is no browser (gradio_client, tests)."""
+    """The language of the person who sent `request`; that of --language where there is no browser."""
     http = getattr(request, "request", None)
     if http is None:
-        return _default
+        return _set or "en"
     query = dict(http.query_params)
     if "language" not in query:  # an event's own address has no query; the page's address is its referer
         referer = http.headers.get("referer", "")

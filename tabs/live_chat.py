@@ -87,7 +87,7 @@ def build(house: House) -> None:
             with gr.Accordion(t("live_chat.settings"), open=False):
                 voices = voice_picker()
                 language = language_picker()
-                model = model_picker(Capability.LIVE)
+                model = model_picker(house, Capability.LIVE)
             settings = advanced_settings()
         with right, gr.Column(elem_classes="parley-card"):
             transcript = gr.Chatbot(

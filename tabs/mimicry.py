@@ -40,7 +40,7 @@ def build(house: House) -> None:
             examples = example_buttons([clip.label for clip in clips])
             buttons = run_buttons(t("mimicry.run"))
             language = language_picker(t("mimicry.language"))
-            model = model_picker(Capability.MIMIC)
+            model = model_picker(house, Capability.MIMIC)
             settings = advanced_settings()
         with right:
             card = answer_card("mimicry.empty")

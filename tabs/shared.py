@@ -5,7 +5,7 @@ logic is here. A tab is two columns: what you give, and the answer card:
         left, right = two_columns()
         with left:
             speech = speech_input()
-            model = model_picker(Capability.MIMIC)
+            model = model_picker(house, Capability.MIMIC)
             settings = advanced_settings()
             buttons = run_buttons()
         with right:
@@ -31,13 +31,14 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from models.audio import encode_mp3
 from models.capabilities import Capability, Sampling
-from models.catalog import CATALOG
 from models.text import FOLDER as TEXTS
 from models.text import say
 from tabs.answer import stop
+from tabs.house import GLUE, House
 from tabs.i18n import both, language_of, phrase, t
 from tabs.player import player
 from tabs.requests import sampling as check_sampling
+from tabs.visits import visits
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +59,19 @@ def two_columns() -> tuple[gr.Column, gr.Column]:
 
 def speech_input(label: I18nData | None = None, **options: Any) -> gr.Audio:
     """Recorder and upload. Gives a path, to be checked by models.audio.load. No `format`: converting wants ffmpeg."""
-    return gr.Audio(
+    speech = gr.Audio(
         sources=["microphone", "upload"],
         type="filepath",
         label=label or t("page.speech"),
         elem_classes="parley-speech",
         **options,
     )
+    speech.input(_keep_clip, speech, None, **GLUE)
+    return speech
+
+
+def _keep_clip(path: str | None, request: gr.Request) -> None:
+    visits.keep(request, path)  # it goes with the visit, whether or not it was ever used
 
 
 def text_input(label: I18nData | None = None, lines: int = 2, **options: Any) -> gr.Textbox:
@@ -79,10 +86,10 @@ def language_picker(label: I18nData | None = None) -> gr.Radio:
     return gr.Radio(choices, value="auto", label=label or t("page.answer_language"), elem_classes="parley-pills")
 
 
-def model_picker(capability: Capability) -> gr.Dropdown:
-    """A model's id, or "auto", among those of the catalog that can do `capability`."""
+def model_picker(house: House, capability: Capability) -> gr.Dropdown:
+    """A model's id, or "auto", among those offered that can do `capability`."""
     choices: list[Any] = [(t("page.model_auto"), "auto")]
-    choices += [(spec.title, spec.id) for spec in CATALOG if capability in spec.capabilities]
+    choices += [(spec.title, spec.id) for spec in house.registry.models_for(capability)]
     return gr.Dropdown(choices, value="auto", label=t("page.model"), filterable=False)
 
 
@@ -287,10 +294,12 @@ def answer_card(empty: str = "page.answer_empty", *, show_text: bool = True) -> 
 
     def make_mp3(path: str | None, request: gr.Request) -> str | None:
         try:
-            return _mp3(path, mp3_file.GRADIO_CACHE)
+            mp3_path = _mp3(path, mp3_file.GRADIO_CACHE)
         except (OSError, RuntimeError) as caught:
             log.exception("An mp3 could not be made")
             raise gr.Error(say("status.mp3_failed", language_of(request)), print_exception=False) from caught
+        visits.keep(request, mp3_path)
+        return mp3_path
 
     # The file is made when it is asked for; the hidden button then hands it to the browser.
     made = mp3.click(make_mp3, audio, mp3_file, show_progress="minimal", api_visibility="private")

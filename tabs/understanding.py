@@ -66,7 +66,7 @@ def build(house: House) -> None:
                 [phrase(f"{what['en']} · {clip['en']}", f"{what['zh']} · {clip['zh']}") for clip, what in titles]
             )
             buttons = run_buttons(t("understanding.run"))
-            model = model_picker(Capability.UNDERSTAND)
+            model = model_picker(house, Capability.UNDERSTAND)
             settings = advanced_settings()
         with right:
             card = answer_card("understanding.empty")

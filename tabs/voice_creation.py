@@ -60,7 +60,7 @@ def build(house: House) -> None:
                 elem_id="parley-creation-takes",
             )
             buttons = run_buttons(t("voice_creation.run"))
-            model = model_picker(Capability.CREATE_VOICE)
+            model = model_picker(house, Capability.CREATE_VOICE)
             settings = advanced_settings()
         with right:
             card = answer_card("voice_creation.empty")

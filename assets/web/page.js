@@ -18,6 +18,12 @@
     if (columns && matchMedia('(max-width: 720px)').matches) columns.querySelector('.parley-answer')?.scrollIntoView({block: 'start'});
   });
 
+  // Escape presses the Stop that is in sight, unless it closes a list.
+  document.addEventListener('keydown', event => {
+    if (event.key !== 'Escape' || event.target.closest?.('[aria-expanded=true]')) return;
+    [...document.querySelectorAll('.parley-run button.secondary')].find(stop => stop.checkVisibility())?.click();
+  });
+
   // A new badge redraws the whole head: clicks are caught at its root, and what is pressed is shown again each time.
   window.parley.head = (element, props, watch) => {
     const words = props.words[window.parley.language()];

@@ -124,8 +124,11 @@ def _tags(model: CompactModel, audio: Waveform, language: str):
     """The sounds in the clip, likeliest first: [{"name", "score"}]; their course over time goes into the Stats."""
     tagger = yield from model.part("tagger")
     yield Status("listening")
-    scores = tagger.scores(audio)
-    yield None
+    blocks = []
+    for block in tagger.score_blocks(audio):
+        blocks.append(block)
+        yield None
+    scores = np.concatenate(blocks)
     tags = [
         {"name": name, "score": round(float(score), 3)}
         for name, score in tagger.top(scores, SHOWN_TAGS, language)
