@@ -13,6 +13,7 @@ import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def build(
             layout="bubble",
             render_markdown=False,
             group_consecutive_messages=False,
-            buttons=["copy_all"],
+            buttons=[],
             placeholder=both(empty),
             examples=[_example_card(example) for example in examples],  # type: ignore[arg-type]
             elem_id=f"parley-{name}-chat",
@@ -237,10 +238,10 @@ def words_of(turn: dict[str, Any]) -> str:
 
 
 def messages(turns: Turns) -> list[dict[str, Any]]:
-    """The turns as gr.Chatbot takes them: text, and the sound to play again."""
+    """The turns as gr.Chatbot takes them: text (which it would read as HTML), and the sound to play again."""
     shown = []
     for turn in turns:
-        content: list[Any] = [words_of(turn)] if words_of(turn) else []
+        content: list[Any] = [escape(words_of(turn), quote=False)] if words_of(turn) else []
         if turn.get("audio"):
             content.append({"path": turn["audio"]})
         if content:

@@ -97,7 +97,7 @@ def build(house: House) -> None:
                 layout="bubble",
                 render_markdown=False,
                 group_consecutive_messages=False,
-                buttons=["copy_all"],
+                buttons=[],
                 elem_id="parley-live-transcript",
                 elem_classes="parley-chat",
             )
@@ -229,7 +229,9 @@ def build(house: House) -> None:
 
 def messages(lines: list[Line]) -> list[dict[str, str]]:
     """The transcript as gr.Chatbot takes it; an answer that was interrupted ends in an ellipsis."""
-    return [{"role": line.role, "content": line.text + ("…" if line.cut else "")} for line in lines]
+    return [
+        {"role": line.role, "content": escape(line.text, quote=False) + ("…" if line.cut else "")} for line in lines
+    ]
 
 
 def _ticket(reaction: Reaction) -> Any:

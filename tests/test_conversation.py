@@ -40,7 +40,7 @@ def test_chat_shows_text_and_sound(turns: list[dict]):
     shown = messages(turns)
     assert [message["role"] for message in shown] == ["user", "assistant", "user", "assistant"]
     assert shown[0]["content"] == ["你好吗？", {"path": turns[0]["audio"]}]
-    assert shown[2]["content"] == ["And\nyou <b>?"]
+    assert shown[2]["content"] == ["And\nyou &lt;b&gt;?"]
     assert messages([{"role": "assistant", "text": ""}]) == []  # nothing is written yet: no empty bubble
 
 

@@ -1,4 +1,4 @@
-"""Chromium with a fake microphone speaks in Live chat and in the Assistant, and hears the real compact models answer."""
+"""Chromium with a fake microphone speaks in Live chat and in the Assistant, and hears the compact models answer."""
 
 from __future__ import annotations
 
@@ -112,4 +112,4 @@ def test_assistant_answers_a_recording_and_keeps_both_to_play_again(page: Any):
     assert stats["samples"] > 0
     messages = page.locator("#parley-assist-chat .message").all_inner_texts()
     assert "mountain" in " ".join(messages).lower()
-    assert page.locator("#parley-assist-chat audio").count() == 2
+    assert page.locator("#parley-assist-chat .minimal-audio-player").count() == 2
