@@ -143,7 +143,8 @@ def collect(events: Generator[Event | None, None, None], talk: TalkRequest | Non
                 stats.update(event.values)
             if time.monotonic() - told >= INTERVAL:
                 told = time.monotonic()
-                yield text, None, {**stats}
+                made = sum(map(len, pcm))
+                yield text, None, {**stats, "audio_s": round(made / rate, 3)} if made else {**stats}
     if heard:
         stats["heard"] = heard
     if talk:
