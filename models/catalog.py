@@ -201,7 +201,7 @@ COMPACT = ModelSpec(
         WHISPER_BASE.id: (*TALK, *HEARD, Capability.MIMIC, Capability.CLONE, Capability.UNDERSTAND),
         QWEN_CODER.id: (*TALK, *WRITTEN, Capability.UNDERSTAND),
     },
-    memory={"mixed int8": 2200 * MB},
+    memory={"mixed int8": 2700 * MB},
     precisions={"cpu": "mixed int8"},
 )
 

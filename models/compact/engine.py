@@ -106,7 +106,7 @@ class CompactModel:
         transcript = yield from self.hear(request.audio, request.language, show=True)
         if not transcript.text:
             raise UserError("no_speech_heard")
-        yield from self._say_as(request.audio, [transcript.text], written_language(transcript.text))
+        yield from self._say_as(request.audio, transcript.text, written_language(transcript.text))
 
     def _clone(self, request: CloneRequest) -> Steps:
         text = request.text
@@ -117,7 +117,7 @@ class CompactModel:
                 raise UserError("no_speech_heard")
         yield TextDelta(text)
         language = request.language if request.language != "auto" else written_language(text)
-        yield from self._say_as(request.reference, clauses(text), language)
+        yield from self._say_as(request.reference, text, language)
 
     def _create_voice(self, request: CreateVoiceRequest) -> Steps:
         description = describe.parse(request.instruction)
@@ -202,10 +202,10 @@ class CompactModel:
             language = written_language(clause)
             yield from self.speak([clause], style or voices.default_voice(language), language)
 
-    def _say_as(self, reference: Waveform, spoken: Iterable[str], language: str) -> Steps:
+    def _say_as(self, reference: Waveform, text: str, language: str) -> Steps:
         """Speak in the voice closest to the reference, and measure how close it came."""
         style, _ = yield from self._closest(reference, language)
-        said = yield from self.speak((c for text in spoken for c in clauses(text)), style, language)
+        said = yield from self.speak(clauses(text), style, language)
         encoder = yield from self.part("encoder")
         similarity = float(encoder.embed(reference) @ encoder.embed(said)) if len(said.samples) else None
         yield Stats({"similarity": similarity and round(similarity, 3), "voice": style.name, "language": language})
