@@ -138,9 +138,9 @@ def similarity_html(similarity: float, remark: str = "") -> str:
 
 
 def chips_html(chips: Sequence[tuple[str, str, bool]]) -> str:
-    """Facts as chips: (what, value, honoured); one that could not be honoured is struck through."""
+    """Facts as chips: (what or "", value, honoured); one that could not be honoured is struck through."""
     items = "".join(
-        f'<li data-honoured="{str(honoured).lower()}"><small>{escape(what)}</small>{escape(value)}</li>'
+        f'<li data-honoured="{str(honoured).lower()}">{f"<small>{escape(what)}</small>" if what else ""}{escape(value)}</li>'
         for what, value, honoured in chips
     )
     return f'<ul class="parley-chips">{items}</ul>' if items else ""

@@ -131,6 +131,6 @@ def speaker_html(facts: Mapping[str, Any], language: str) -> str:
         if facts.get(fact) is not None:
             chips.append((say(f"understanding.fact_{fact}", language), f"{facts[fact]:g} {unit}", True))
     missing = [say(f"understanding.not_judged_{each}", language) for each in facts.get("not_judged", ())]
-    chips += [(name, "–", False) for name in missing]
+    chips += [("", name, False) for name in missing]
     remark = say("understanding.not_judged", language) if missing else ""
     return f'<figure class="parley-facts">{chips_html(chips)}{notice(remark) if remark else ""}</figure>'
