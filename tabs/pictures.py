@@ -138,11 +138,11 @@ def similarity_html(similarity: float, remark: str = "") -> str:
 
 
 def chips_html(chips: Sequence[tuple[str, str, bool]]) -> str:
-    """Facts as chips: (what or "", value, honoured); one that could not be honoured is struck through."""
-    items = "".join(
-        f'<li data-honoured="{str(honoured).lower()}">{f"<small>{escape(what)}</small>" if what else ""}{escape(value)}</li>'
-        for what, value, honoured in chips
-    )
+    """Facts as chips: (what, or nothing; value; honoured); one that could not be honoured is struck through."""
+    items = ""
+    for what, value, honoured in chips:
+        name = f"<small>{escape(what)}</small>" if what else ""
+        items += f'<li data-honoured="{str(honoured).lower()}">{name}{escape(value)}</li>'
     return f'<ul class="parley-chips">{items}</ul>' if items else ""
 
 
