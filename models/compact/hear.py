@@ -11,10 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import yaml
 
 from models.audio import SPEECH_RATE, resample
 from models.capabilities import Waveform
@@ -125,7 +127,7 @@ class Recognizer:
         yield from self._decode(cache, draft, last_try=True)
 
     def _listen(self, samples: np.ndarray, silence_s: float, draft: _Draft) -> Generator[None, None, Cache]:
-        """Encode a window and find its language, which costs the decoder one position."""
+        """Encode a window, find its language (which costs the decoder one position), set the scene in it."""
         yield None
         cache = yield from self._whisper.encode(whisper_features(samples, self._whisper.mels, silence_s))
         probabilities = self._whisper.decode([self._tokens.sot], cache)[0].softmax(-1)
@@ -133,6 +135,9 @@ class Recognizer:
         if draft.language == "auto":
             found = {code: float(probabilities[token]) for code, token in self._languages.items()}
             draft.language = likely_language(found)
+        if hint := hints().get(draft.language):
+            cache.said = []
+            self._whisper.decode([self._tokens.sot_prev, *self._tokens.encode(hint), self._tokens.sot], cache)
         return cache
 
     def _decode(self, cache: Cache, draft: _Draft, last_try: bool) -> Generator[str | None, None, bool]:
@@ -186,6 +191,13 @@ class _Draft:
     tokens: list[int] = field(default_factory=list)
     shown: int = 0
     characters: codecs.IncrementalDecoder = field(default_factory=lambda: UTF8("ignore"))  # a token may be half of one
+
+
+@lru_cache(maxsize=1)
+def hints() -> dict[str, str]:
+    """What the decoder is told was said before the clip, by language (assets/prompts/hearing.yaml)."""
+    path = Path(__file__).resolve().parents[2] / "assets" / "prompts" / "hearing.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def windows(probabilities: np.ndarray, seconds: float) -> list[tuple[float, float]]:
