@@ -21,8 +21,8 @@ EXAMPLES = (
 
 def build(house: House) -> None:
     """Draw the tab and wire it."""
-    with gr.Tab(t("assistant.title"), id="assistant", elem_id="parley-assistant"):
+    with gr.Tab(t("assistant.title"), id="assistant", elem_id="parley-assistant") as tab:
         columns = two_columns()
         with columns[0]:
             gr.Markdown(t("assistant.intro"))
-        build_conversation(house, Capability.ASSIST, columns, EXAMPLES, "assistant.empty")
+        build_conversation(house, tab, Capability.ASSIST, columns, EXAMPLES, "assistant.empty")

@@ -26,6 +26,7 @@ from models.text import say
 from tabs.answer import Answer, answer, stop
 from tabs.house import GLUE, STREAMING, House
 from tabs.i18n import both, language_of, t
+from tabs.my_voices import keep_voices
 from tabs.requests import language_of_request, text_of, waveform_of
 from tabs.shared import (
     ASSETS,
@@ -67,14 +68,16 @@ class _Wish:
 
 def build(
     house: House,
+    tab: gr.Tab,
     capability: Capability,
     columns: tuple[gr.Column, gr.Column],
     examples: Sequence[Example],
     empty: str,
     character: gr.Textbox | None = None,
 ) -> VoicePicker:
-    """Draw a conversation into two columns and wire it. `empty` names the sentence of a conversation without turns;
-    `character` holds whom the model is to play. Returns the voice picker, which a tab may set.
+    """Draw a conversation into two columns of `tab` and wire it. Returns the voice picker, which a tab may set.
+
+    `empty` names the sentence of a conversation without turns; `character` holds whom the model is to play.
     """
     name = capability.value
     with columns[0]:
@@ -86,6 +89,7 @@ def build(
             voices = voice_picker()
             with gr.Accordion(t("conversation.own_voice_fold"), open=False):
                 reference = speech_input(t("conversation.own_voice"))
+                keep_voices(reference, tab)
             language = language_picker()
             model = model_picker(house, capability)
         settings = advanced_settings()

@@ -34,7 +34,7 @@ def characters() -> dict[str, dict[str, Any]]:
 def build(house: House) -> None:
     """Draw the tab and wire it."""
     first = next(iter(characters().values()))
-    with gr.Tab(t("roleplay.title"), id="roleplay", elem_id="parley-roleplay"):
+    with gr.Tab(t("roleplay.title"), id="roleplay", elem_id="parley-roleplay") as tab:
         columns = two_columns()
         with columns[0]:
             gr.Markdown(t("roleplay.intro"))
@@ -46,7 +46,7 @@ def build(house: House) -> None:
                 label=t("roleplay.character"), info=t("roleplay.character_hint"), lines=2, max_lines=8,
                 elem_id="parley-roleplay-character",
             )  # fmt: skip
-        voices = build_conversation(house, Capability.ROLEPLAY, columns, EXAMPLES, "roleplay.empty", character)
+        voices = build_conversation(house, tab, Capability.ROLEPLAY, columns, EXAMPLES, "roleplay.empty", character)
         with columns[0]:
             gr.Markdown(t("roleplay.steadier"), elem_classes="parley-notice")
 

@@ -111,11 +111,12 @@ class CompactModel:
     def _clone(self, request: CloneRequest) -> Steps:
         text = request.text
         if request.speech is not None:
-            transcript = yield from self.hear(request.speech, request.language)
+            transcript = yield from self.hear(request.speech, request.language, show=True)
             text = transcript.text
             if not text:
                 raise UserError("no_speech_heard")
-        yield TextDelta(text)
+        else:
+            yield TextDelta(text)
         language = request.language if request.language != "auto" else written_language(text)
         yield from self._say_as(request.reference, text, language)
 

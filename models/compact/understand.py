@@ -27,6 +27,8 @@ Steps = Iterator["Event | None"]
 ANSWER_TOKENS = 256
 SHOWN_TAGS = 6
 LEAST_TAG_SCORE = 0.1
+LEAST_SURE = 0.7  # probability from which a voice is called female or male
+TAGGED_SECONDS = 300  # of a longer clip, sounds are looked for only where the task asks for them
 TAG_HOP_S = 0.48
 TIMELINE_POINTS = 300  # a longer clip's timeline is thinned to this many
 
@@ -44,15 +46,20 @@ def answer(model: CompactModel, request: UnderstandRequest) -> Steps:
         steps = _speaker(model, request)
     else:
         steps = _ask(model, request)
-    if not request.speak:
-        yield from steps
-        return
-    text = ""
+    text, tagged = "", False
     for event in steps:
         if isinstance(event, TextDelta):
             text += event.text
+        tagged = tagged or (isinstance(event, Stats) and "tags" in event.values)
         yield event
-    yield from model.think_aloud((part for part in [text]), None, shown=True)
+    if request.speak:
+        yield from model.think_aloud((part for part in [text]), None, shown=True)
+    if not tagged and request.audio.seconds <= TAGGED_SECONDS:
+        yield from _tags(model, request.audio, "zh" if _is_chinese(request) else "en")
+
+
+def _is_chinese(request: UnderstandRequest) -> bool:
+    return "zh" in (request.language, request.task.value[-2:])
 
 
 def _transcribe(model: CompactModel, request: UnderstandRequest, language: str) -> Steps:
@@ -149,6 +156,7 @@ def _measured(model: CompactModel, audio: Waveform, transcript: Any):
     encoder = yield from model.part("encoder")
     yield Status("listening")
     gender, sure = voices.gender_of(encoder.embed(audio))
+    gender = gender if sure >= LEAST_SURE else "unclear"
     yield None
     _, f0 = pitch_contour(audio)
     yield None
@@ -174,7 +182,7 @@ def describe_speaker(facts: dict[str, Any], language: str) -> str:
     spoken = facts["language"] if facts["language"] in ("en", "zh") else "other"
     lines = [
         say(f"compact.speaker_language_{spoken}", language),
-        say(f"compact.speaker_{facts['voice']}", language, percent=round(100 * facts["voice_probability"])),
+        say(f"compact.speaker_{facts['voice']}", language),
     ]
     if facts["pitch_hz"]:
         low, high = facts["pitch_range_hz"]
