@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from tabs.options import parse
@@ -22,8 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from tabs.page import serve
 
+    parent = os.environ.get("GRADIO_TEMP_DIR")
+    if parent:
+        os.makedirs(parent, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # as Ctrl-C: what was uploaded is still deleted
     try:
-        serve(options)
+        with tempfile.TemporaryDirectory(prefix="parley-", dir=parent, ignore_cleanup_errors=True) as uploads:
+            os.environ["GRADIO_TEMP_DIR"] = uploads
+            serve(options)
     except OSError as error:  # gradio's own for a port that is taken
         sys.exit(f"Parley could not start: {error} Choose another port with --port.")
 
