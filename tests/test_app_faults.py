@@ -206,9 +206,7 @@ def test_half_an_hour_is_tagged(client, half_an_hour):
     text, _, stats = client.predict(handle_file(half_an_hour), task="scene_en", api_name="/understand")
     assert text
     timeline = stats["tag_timeline"]
-    assert {len(row) * timeline["hop_s"] for row in timeline["scores"]} <= {
-        pytest.approx(1800, rel=0.05) for _ in timeline["scores"]
-    }
+    assert all(len(row) * timeline["hop_s"] == pytest.approx(1800, rel=0.05) for row in timeline["scores"])
 
 
 def test_fifty_thousand_characters_are_read_and_can_be_cancelled(client):
@@ -270,11 +268,21 @@ def test_a_cancelled_answer_frees_the_worker(client, reached):
     free_again(client)
 
 
+VISITOR = """
+import sys
+from gradio_client import Client, handle_file
+visitor = Client(sys.argv[1], verbose=False)
+visitor.predict(handle_file(sys.argv[2]), text="One sentence after the other. " * 300, api_name="/clone")
+"""
+
+
 def test_a_client_that_goes_away_frees_the_worker(app, client):
-    visitor = Client(app.url, verbose=False)
-    job = visitor.submit(handle_file(WOMAN), text="One sentence after the other. " * 300, api_name="/clone")
-    until(lambda: sounding(job))
-    visitor.close()
+    visitor = subprocess.Popen([sys.executable, "-c", VISITOR, app.url, str(WOMAN)])
+    try:
+        until(lambda: state(client)["state"] == "answering")
+    finally:
+        visitor.kill()
+        visitor.wait()
     free_again(client)
 
 
@@ -282,7 +290,7 @@ def test_cancel_while_the_model_loads_and_nothing_left_at_the_end(compact_weight
     fresh = App(tmp_path)
     try:
         client = Client(fresh.url, verbose=False)
-        job = client.submit(
+        job = Client(fresh.url, verbose=False).submit(
             handle_file(WOMAN), task="ask", question="What is said?", max_new_tokens=8, api_name="/understand"
         )
         until(lambda: so_far(job))
@@ -361,8 +369,9 @@ def test_a_server_killed_during_a_download_goes_on_with_it_at_its_next_start(com
     first = second = None
     try:
         first = App(tmp_path, "--model-folder", kokoro, **environment)
+        asking = Client(first.url, verbose=False)
+        asking.submit(handle_file(WOMAN), task="transcribe_en", api_name="/understand")
         client = Client(first.url, verbose=False)
-        client.submit(handle_file(WOMAN), task="transcribe_en", api_name="/understand")
         until(lambda: 10e6 < arrived(client) < WHISPER_BASE.bytes)
         os.kill(first.pid, signal.SIGKILL)
         server.pause = 0

@@ -257,6 +257,7 @@ def test_nothing_of_a_visit_outlives_it(visit, app, tmp_path):
     clip = tmp_path / "mine.wav"
     samples, rate = soundfile.read(Path(__file__).parent / "fixtures" / "kokoro_en.flac")
     soundfile.write(clip, 0.9 * samples, rate)
+    panel.locator("#parley-mimicry-speech .source-selection button").first.click()  # from the microphone to a file
     panel.locator("#parley-mimicry-speech input[type=file]").set_input_files(clip)
     until(lambda: [path for path in files_of(app) - before if path.name == "mine.wav"])
     panel.locator("#parley-mimicry-speech .waveform-container, #parley-mimicry-speech audio").first.wait_for(
