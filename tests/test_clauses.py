@@ -47,7 +47,7 @@ def test_a_first_sentence_without_marks_is_broken_between_words():
 @pytest.mark.parametrize("whole", ["3.14", "Mr. Smith", "https://a.example.com/x?y=1.5", "1,000", "3:30", "J. Smith"])
 def test_marks_inside_words_do_not_break(whole: str):
     text = f"Well, here we are. So look at {whole} now."
-    assert whole in streamed(text)[1]
+    assert any(whole in clause for clause in streamed(text))
     assert " ".join(streamed(text)) == text
 
 

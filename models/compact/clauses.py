@@ -19,9 +19,10 @@ HANZI_PER_SECOND = 4.5
 DIGIT_SECONDS = 0.3
 
 SHORTEST = 0.6  # s; a clause below this is joined with the next: about three words or four Chinese characters
-LIMITS = (1.4, 2.6, 5.0)  # s of the first, second, later clauses: each is made while the one before it sounds
+LIMITS = (1.2, 1.9, 3.0, 4.5)  # s of the first, second … clauses: each is made while the one before it sounds
 LEFT_OVER = 1.0  # s; a sentence is not broken for a shorter rest than this
 WHOLE_CHINESE = 3.6  # s; broken sooner, Mandarin loses its tones: CER 6.5 % against 2.9 % whole
+BREATH = 2.8  # s; English up to this is broken only where a phrase begins
 SLACK = 1.2  # a clause that ends in a mark may be this much longer than its limit
 BLOCK = 400  # characters given at a time when the whole text is there
 
@@ -165,7 +166,8 @@ def _soft_break(text: str, limit: float) -> int | None:
     words = "|".join(reading()["break_before"])
     places = rf"(?<=\s)(?=(?:{words})\b)|(?<=[{reading()['break_after_zh']}])(?=[{HANZI}])"
     places += rf"|(?<=[{HANZI}])(?=[{reading()['break_before_zh']}])"
-    for pattern in (places, r"(?<=\s)(?=\S)"):
+    anywhere = r"(?<=\s)(?=\S)"  # breaks phrases apart ("my | little dog"), so only where a breath would be too long
+    for pattern in (places, anywhere) if seconds(text) > BREATH else (places,):
         best = None
         for place in re.finditer(pattern, text, re.IGNORECASE):
             length = seconds(text[: place.start()])
