@@ -228,7 +228,7 @@ def test_enter_sends_what_is_typed_and_stop_leaves_the_next_turn_free(visit, app
     box.fill("What is two and two?")
     box.press("Enter")
     panel.locator(".parley-status[data-phase=finished]").wait_for()
-    assert panel.locator(".parley-chat .bot.message").count() == 2
+    assert panel.locator(".parley-chat .user.message").count() == 2  # what was stopped is kept
 
 
 def test_an_error_stands_where_the_answer_would(visit):
