@@ -19,9 +19,7 @@ PATIENCE = 120  # seconds
 
 def rows() -> list[Row]:
     """Start the app once, ask for its page, look at its memory and at what it has imported."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     start = time.perf_counter()
     app = subprocess.Popen([sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port)], cwd=ROOT)
     try:
@@ -37,6 +35,13 @@ def rows() -> list[Row]:
         Row("start → page answers", seconds, 6.0, "s", f"torch {'is' if torch else 'not'} imported"),
         Row("idle memory", memory, 400, "MB", "resident"),
     ]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _until_answer(url: str, start: float) -> float:
