@@ -3,13 +3,13 @@
 The browser sends (16 kHz mono int16, echo cancelled) as events of the component; a handler takes `event: gr.EventData`:
 
 * `start`      {visit, mode}                       the microphone is open; `visit` names this opening of it
-* `chunk`      {visit, seq, pcm, mode, end, playing, sent}   about 120 ms; decode with `heard_chunk(event)`
+* `chunk`      {visit, seq, pcm, mode, end, playing, sent}   about 240 ms; decode with `heard_chunk(event)`
 * `interrupt`  {visit, stream}                     escape, space, or push-to-talk while an answer sounds: cancel it
 * `stop`       {visit}                             the microphone is closed
 * `trouble`    {kind}                              denied, no_device, busy_device, insecure or lost; the person was told
 
 `mode` is "free" or "push"; in "push" only held speech is sent and the last chunk of a turn has `end` true. Chunks carry
-`seq` from 1, and every chunk handler must confirm with `heard(chunk)` as its output: past 25 unconfirmed chunks it
+`seq` from 1, and every chunk handler must confirm with `heard(chunk)` as its output: past 13 unconfirmed chunks it
 waits, joins what it has, and at 5 s drops the oldest, so that no queue grows without bound.
 
     live = live_audio()
@@ -17,7 +17,7 @@ waits, joins what it has, and at 5 s drops the oldest, so that no queue grows wi
 
 The server answers through the component's value: `live_value(state, sound=stream.chunk(pcm, rate))` with a
 tabs.player.SoundStream, and `live_value("listening", sound=stream.flush())` to confirm a barge-in. Without such a
-confirmation the ducked answer comes back to full loudness after 400 ms.
+confirmation the ducked answer comes back to full loudness after 700 ms.
 """
 
 from __future__ import annotations

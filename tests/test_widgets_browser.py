@@ -290,7 +290,7 @@ def test_microphone_chunks_arrive_in_order(open_page: Any) -> None:
     while len(HEARD) < sent["chunks"] and time.monotonic() < deadline:
         page.wait_for_timeout(50)
     assert sorted(seq for _, seq, _, _ in HEARD) == list(range(1, sent["chunks"] + 1))
-    assert {samples for _, _, samples, _ in HEARD} == {1920}  # 120 ms at 16 kHz
+    assert {samples for _, _, samples, _ in HEARD} == {3840}  # 240 ms at 16 kHz
     assert sent["dropped"] == 0
 
 

@@ -2,11 +2,11 @@
 (() => {
   const RATE = 16000;           // Hz sent to the server
   const FRAME = 320;            // samples the worklet reports at a time: 20 ms
-  const FRAMES_PER_CHUNK = 6;   // 120 ms
-  const MAX_UNHEARD = 25;       // chunks sent that the server has not confirmed: 3 s; then wait and join
+  const FRAMES_PER_CHUNK = 12;  // 240 ms: every event costs Gradio's page some 50 ms, whatever it carries
+  const MAX_UNHEARD = 13;       // chunks sent that the server has not confirmed: 3 s; then wait and join
   const MAX_WAITING = 250;      // frames kept while waiting (5 s); older speech is dropped and the person is told
   const DUCK_FRAMES = 3;        // 60 ms of loud frames make a duck
-  const DUCK_MS = 400;          // back to full loudness unless the server confirms
+  const DUCK_MS = 700;          // back to full loudness unless the server confirms
   const MIN_LOUD = 0.012;       // RMS; quieter than this is nobody speaking to the page
   const OVER_FLOOR = 4;         // 12 dB
 

@@ -163,7 +163,7 @@
       this.stats.silencedAt = Date.now() + 40;
     }
 
-    loudness() { return this.muted ? 0 : this.volume * (this.ducked ? 0.12 : 1); }
+    loudness() { return this.muted || this.ducked ? 0 : this.volume; }
 
     // Change volume, mute or duck without a click; `seconds` is the time constant.
     tune(change, seconds = 0.02) {
@@ -198,30 +198,33 @@
   // Draws `count` bars that follow level() on a canvas while active() says so; the canvas takes its CSS colour.
   function bars(canvas, level, active) {
     const history = new Array(32).fill(0);
-    let running = false, last = 0;
-    function draw(time) {
-      if (!canvas.isConnected) { running = false; return; }
-      if (time - last > (calm.matches ? 250 : 40)) {
-        last = time;
-        history.push(level());
-        history.shift();
-        const width = canvas.width = canvas.clientWidth * devicePixelRatio;
-        const height = canvas.height = canvas.clientHeight * devicePixelRatio;
-        const pen = canvas.getContext('2d'), step = width / history.length;
-        pen.fillStyle = getComputedStyle(canvas).color;
-        history.forEach((value, k) => {
-          const bar = Math.max(2 * devicePixelRatio, value * height);
-          pen.beginPath();
-          pen.roundRect(k * step + step * 0.2, (height - bar) / 2, step * 0.6, bar, step * 0.3);
-          pen.fill();
-        });
-      }
-      if (active() || history.some(value => value > 0.01)) requestAnimationFrame(draw);
-      else running = false;
+    let timer = null, pen = null, colour = '';
+    function draw() {
+      timer = null;
+      if (!canvas.isConnected) return;
+      history.push(level());
+      history.shift();
+      const step = canvas.width / history.length;
+      pen.clearRect(0, 0, canvas.width, canvas.height);
+      pen.fillStyle = colour;
+      history.forEach((value, k) => {
+        const bar = Math.max(2 * devicePixelRatio, value * canvas.height);
+        pen.beginPath();
+        pen.roundRect(k * step + step * 0.2, (canvas.height - bar) / 2, step * 0.6, bar, step * 0.3);
+        pen.fill();
+      });
+      if (active() || history.some(value => value > 0.01)) timer = setTimeout(draw, calm.matches ? 250 : 60);
     }
-    return () => { if (!running) { running = true; requestAnimationFrame(draw); } };
+    // Size and colour are asked once a run: asking at every frame would lay out the whole page each time.
+    return () => {
+      if (timer !== null) return;
+      canvas.width = canvas.clientWidth * devicePixelRatio;
+      canvas.height = canvas.clientHeight * devicePixelRatio;
+      pen = canvas.getContext('2d');
+      colour = getComputedStyle(canvas).color;
+      draw();
+    };
   }
-
   window.parley = {PcmPlayer, Resampler, bars, language};
   window.parleyPlayers = {
     players,
