@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, App
 from gradio_client import Client, handle_file
 from gradio_client.client import Job
 from gradio_client.exceptions import AppError
@@ -28,6 +27,7 @@ from models.audio import load
 from models.catalog import KOKORO, WHISPER_BASE, Hub
 from models.errors import UserError
 from models.weights import WeightStore
+from tests.conftest import ROOT, App
 
 pytestmark = pytest.mark.compact
 

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import soxr
 
-from tests.conftest import CHROMIUM, App
+from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, App
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.browser, pytest.mark.compact]
@@ -23,12 +23,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "assets" / "examples"
 MICROPHONE_RATE = 48_000  # Hz; Chromium's fake device takes no less
 PATIENCE = 240_000  # ms: the machine may be busy and the models not yet loaded
 FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    *CHROMIUM_FLAGS,
     "--autoplay-policy=no-user-gesture-required",
     "--use-fake-ui-for-media-stream",
     "--use-fake-device-for-media-stream",

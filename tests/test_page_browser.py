@@ -10,22 +10,17 @@ from typing import Any
 
 import pytest
 import soundfile
-from conftest import CHROMIUM, App
 from gradio_client import Client
 
 from models.text import say
+from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, App
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.browser, pytest.mark.compact]
 
 PATIENCE = 240_000  # ms: the machine may be busy and the models not yet loaded
 FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    *CHROMIUM_FLAGS,
     "--autoplay-policy=no-user-gesture-required",
 ]
 TABS = ("mimicry", "roleplay", "assistant", "understanding", "voice_creation", "cloning", "live_chat", "models")

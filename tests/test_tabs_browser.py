@@ -10,19 +10,18 @@ import pytest
 
 from models.compact.describe import parse
 from models.text import say
-from tests.conftest import CHROMIUM, App
+from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, App
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.browser, pytest.mark.compact]
 
 PATIENCE = 240_000  # ms: the machine may be busy and the models not yet loaded
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
 
 
 @pytest.fixture

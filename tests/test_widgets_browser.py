@@ -20,22 +20,14 @@ from tabs.live_audio import heard, heard_chunk, live_audio, live_value
 from tabs.look import badge_html, head_row, launch_options
 from tabs.player import SoundStream
 from tabs.shared import AdvancedSettings, advanced_settings, answer_card, run_buttons, two_columns, wire_stop
+from tests.conftest import CHROMIUM, CHROMIUM_FLAGS
 
 sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = Path("/usr/bin/chromium")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium"),
-]
+pytestmark = pytest.mark.browser
 
 RATE = 24_000
 FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    *CHROMIUM_FLAGS,
     "--use-fake-device-for-media-stream",
 ]
 HEARD: list[tuple[str, int, int, bool]] = []  # visit, seq, samples, end: of every microphone chunk
@@ -137,7 +129,7 @@ def address() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened
         opened.close()
 
