@@ -23,7 +23,9 @@ test: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# gradio writes the types of its components' events when it is first imported; pyright wants them.
 lint: $(VENV)/.installed-dev
+	@$(BIN)/python -c "import gradio"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
