@@ -36,6 +36,7 @@ from models.capabilities import (
 from models.catalog import KOKORO, QWEN_CODER, WHISPER_BASE, ModelSpec
 from models.compact import describe, prompts, understand, voices
 from models.compact.clauses import HANZI, Clauses, clauses
+from models.compact.speaker import similarity
 from models.errors import UserError
 
 Steps = Iterator["Event | None"]
@@ -205,19 +206,21 @@ class CompactModel:
 
     def _say_as(self, reference: Waveform, text: str, language: str) -> Steps:
         """Speak in the voice closest to the reference, and measure how close it came."""
-        style, _ = yield from self._closest(reference, language)
+        style, embedding = yield from self._closest(reference, language)
         said = yield from self.speak(clauses(text), style, language)
         encoder = yield from self.part("encoder")
-        similarity = float(encoder.embed(reference) @ encoder.embed(said)) if len(said.samples) else None
-        yield Stats({"similarity": similarity and round(similarity, 3), "voice": style.name, "language": language})
+        close = round(similarity(embedding, encoder.embed(said)), 3) if len(said.samples) else None
+        yield Stats({"similarity": close, "voice": style.name, "language": language})
 
     def _closest(self, reference: Waveform, language: str) -> Result:
+        """The style closest to the reference, and the reference's speaker embedding."""
         from models.compact.pitch import median_pitch
 
         encoder = yield from self.part("encoder")
         embedding = encoder.embed(reference)
         yield None
-        return voices.closest_voice(embedding, language, median_pitch(reference))
+        style, _ = voices.closest_voice(embedding, language, median_pitch(reference))
+        return style, embedding
 
     @staticmethod
     def _library_style(voice: str) -> voices.VoiceStyle:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "assets" / "weights"
-WINDOW_S, HOP_S = 0.96, 0.48
+HOP_S = 0.48  # from one window of 0.96 s to the next
 FRAME, HOP, N_FFT, MELS = 400, 160, 512, 64  # of the log-mel: 25 ms every 10 ms
 WINDOW, WINDOW_HOP = 96, 48  # frames a window, frames from one to the next
 SHORTEST = 15600  # samples that fill the first window

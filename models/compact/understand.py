@@ -16,6 +16,7 @@ import numpy as np
 from models.audio import loudest_dbfs
 from models.capabilities import Event, Sampling, Stats, Status, TextDelta, UnderstandRequest, UnderstandTask, Waveform
 from models.compact import prompts, voices
+from models.compact.tags import HOP_S
 from models.errors import UserError
 from models.text import say
 
@@ -29,7 +30,6 @@ SHOWN_TAGS = 6
 LEAST_TAG_SCORE = 0.1
 LEAST_SURE = 0.7  # probability from which a voice is called female or male
 TAGGED_SECONDS = 300  # of a longer clip, sounds are looked for only where the task asks for them
-TAG_HOP_S = 0.48
 TIMELINE_POINTS = 300  # a longer clip's timeline is thinned to this many
 
 
@@ -144,7 +144,7 @@ def _tags(model: CompactModel, audio: Waveform, language: str):
     names = tagger.names(language)
     step = -(-len(scores) // TIMELINE_POINTS)
     rows = [scores[::step, names.index(tag["name"])].round(3).tolist() for tag in tags]
-    timeline = {"hop_s": TAG_HOP_S * step, "names": [tag["name"] for tag in tags], "scores": rows}
+    timeline = {"hop_s": HOP_S * step, "names": [tag["name"] for tag in tags], "scores": rows}
     yield Stats({"tags": tags, "tag_timeline": timeline})
     return tags
 

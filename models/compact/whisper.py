@@ -104,12 +104,11 @@ class Whisper:
         self._decoder = [self._block(f"decoder/layer_{i}") for i in range(self._depth("decoder"))]
         self._encoder_norm, self._decoder_norm = self._norm("encoder/layer_norm"), self._norm("decoder/layer_norm")
         self.mels = self._conv1[0].shape[1]
-        self.encoder_positions = len(self._encoder_positions)
         self.decoder_positions = len(self._decoder_positions)
         self._tensors = {}  # the file may be closed
 
     def encode(self, mel: np.ndarray) -> Generator[None, None, Cache]:
-        """log-mel float32 [mels, frames], frames even and ≤ 2 · encoder_positions → Cache; yields after each layer."""
+        """log-mel float32 [mels, frames], frames even and at most 3000 (30 s) → Cache; yields after each layer."""
         x = F.gelu(F.conv1d(torch.from_numpy(mel), *self._conv1, padding=1))
         x = F.gelu(F.conv1d(x, *self._conv2, stride=2, padding=1)).T
         x = x + self._encoder_positions[: len(x)]
