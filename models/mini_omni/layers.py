@@ -1,0 +1,81 @@
+"""Linear layers and an embedding for one or two rows at a time, where reading the weights is all the time there is."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEW_ROWS = 8
+
+
+class FewRowsLinear(nn.Linear):
+    """nn.Linear for a CPU in float32, quick for a few rows.
+
+    W·xᵀ streams the weights at memory speed from two rows on; for one row, and the other way round (x·Wᵀ), the BLAS is
+    two to three times slower. So a lone row is computed twice. Sums are in another order than nn.Linear's.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, in] → […, out]."""
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) > FEW_ROWS:
+            return super().forward(x)
+        columns = rows.expand(2, -1).t() if len(rows) == 1 else rows.t()
+        y = torch.mm(self.weight, columns).t()[: len(rows)]
+        if self.bias is not None:
+            y = y + self.bias
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights, a scale for each output (symmetric), and inputs made int8 on the way (FBGEMM).
+
+    FBGEMM takes one scale for all of its input, so that one loud position would drown every other. Each row is
+    therefore brought to a largest magnitude of 1 before and back after: exact, since the layer is linear.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        """`weight` float [out, in], `bias` float [out]; neither is kept."""
+        super().__init__()
+        int8, scales = quantize_rows(weight)
+        zeros = torch.zeros(len(scales), dtype=torch.int64)
+        quantized = torch._make_per_channel_quantized_tensor(int8, scales.double(), zeros, 0)
+        self.packed = torch.ops.quantized.linear_prepack(quantized, None)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone(), requires_grad=False)
+        self.bytes = int8.numel() + 4 * len(scales)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 […, in] → […, out]."""
+        largest = x.abs().amax(-1, keepdim=True).clamp_min_(1e-30)
+        y = torch.ops.quantized.linear_dynamic(x / largest, self.packed, True) * largest
+        return y if self.bias is None else y + self.bias
+
+
+class Int8Embedding(nn.Module):
+    """An embedding with int8 rows, each with its scale."""
+
+    def __init__(self, weight: Tensor):
+        """`weight` float [rows, width], not kept."""
+        super().__init__()
+        self.rows, self.scales = quantize_rows(weight)
+        self.bytes = self.rows.numel() + 4 * len(self.scales)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Int64 […] → float32 […, width]."""
+        return F.embedding(ids, self.rows).float() * self.scales[ids].unsqueeze(-1)
+
+
+def quantize_rows(weight: Tensor, at_once: int = 4096) -> tuple[Tensor, Tensor]:
+    """Float [rows, width] → int8 [rows, width] within ±127, and the float32 scale [rows] of each row.
+
+    `at_once` rows are worked on at a time, so that a large table on disk is never whole in memory.
+    """
+    int8 = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(len(weight))
+    for start in range(0, len(weight), at_once):
+        part = weight[start : start + at_once].detach().float()
+        scale = part.abs().amax(1).clamp_min_(1e-12) / 127
+        scales[start : start + at_once] = scale
+        int8[start : start + at_once] = (part / scale[:, None]).round_().to(torch.int8)
+    return int8, scales
