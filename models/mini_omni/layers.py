@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEW_ROWS = 8
+# Where the CPU lacks VNNI, FBGEMM adds products in 16 bits: inputs of 7 bits cannot overflow them.
+SEVEN_BITS = not torch.cpu._is_vnni_supported()
 
 
 class FewRowsLinear(nn.Linear):
@@ -21,7 +25,7 @@ class FewRowsLinear(nn.Linear):
         rows = x.reshape(-1, x.shape[-1])
         if len(rows) > FEW_ROWS:
             return super().forward(x)
-        columns = rows.expand(2, -1).t() if len(rows) == 1 else rows.t()
+        columns = torch.cat([rows, rows]).t() if len(rows) == 1 else rows.t()
         y = torch.mm(self.weight, columns).t()[: len(rows)]
         if self.bias is not None:
             y = y + self.bias
@@ -40,7 +44,9 @@ class Int8Linear(nn.Module):
         super().__init__()
         int8, scales = quantize_rows(weight)
         zeros = torch.zeros(len(scales), dtype=torch.int64)
-        quantized = torch._make_per_channel_quantized_tensor(int8, scales.double(), zeros, 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch is to drop quantized tensors some day
+            quantized = torch._make_per_channel_quantized_tensor(int8, scales.double(), zeros, 0)
         self.packed = torch.ops.quantized.linear_prepack(quantized, None)
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone(), requires_grad=False)
         self.bytes = int8.numel() + 4 * len(scales)
@@ -48,7 +54,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """float32 […, in] → […, out]."""
         largest = x.abs().amax(-1, keepdim=True).clamp_min_(1e-30)
-        y = torch.ops.quantized.linear_dynamic(x / largest, self.packed, True) * largest
+        y = torch.ops.quantized.linear_dynamic(x / largest, self.packed, SEVEN_BITS) * largest
         return y if self.bias is None else y + self.bias
 
 
