@@ -85,3 +85,28 @@ def quantize_rows(weight: Tensor, at_once: int = 4096) -> tuple[Tensor, Tensor]:
         scales[start : start + at_once] = scale
         int8[start : start + at_once] = (part / scale[:, None]).round_().to(torch.int8)
     return int8, scales
+
+
+def linear(precision: str, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
+    """A linear layer of these weights, laid out for a precision.
+
+    "fp32": weights as they are, quick for few rows; "int8": int8 weights, all else float32; "bf16": torch's own layer.
+    """
+    if precision == "int8":
+        return Int8Linear(weight, bias)
+    kind = FewRowsLinear if precision == "fp32" else nn.Linear
+    layer = kind(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer
+
+
+def lay_out(module: nn.Module, precision: str) -> None:
+    """Replace every nn.Linear below `module` by its like for the precision."""
+    for name, child in module.named_children():
+        if type(child) is nn.Linear:
+            bias = None if child.bias is None else child.bias.data
+            setattr(module, name, linear(precision, child.weight.data, bias))
+        else:
+            lay_out(child, precision)
