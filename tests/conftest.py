@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,17 @@ def compact_weights() -> WeightStore:
         except UserError as error:
             pytest.skip(f"the compact weights cannot be had here: {error}")
     return store
+
+
+def errors_of(page: Any) -> list[str]:
+    """The page's uncaught errors, as they come.
+
+    Not an AbortError: Gradio's audio player gives up the loading of a clip that another one replaces, or that leaves
+    with the page, and nobody catches its fetch's rejection.
+    """
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)) if error.name != "AbortError" else None)
+    return errors
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import soxr
 
-from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, App
+from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, App, errors_of
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.browser, pytest.mark.compact]
@@ -49,8 +49,7 @@ def page(app: App, microphone: Path) -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         opened = browser.new_page(viewport={"width": 1280, "height": 1000})
         opened.set_default_timeout(PATIENCE)
-        errors: list[str] = []
-        opened.on("pageerror", lambda error: errors.append(str(error)))
+        errors = errors_of(opened)
         opened.goto(f"{app.url}?language=en")
         opened.get_by_role("tab", name="Live chat").wait_for()
         yield opened

@@ -13,7 +13,7 @@ import soundfile
 from gradio_client import Client
 
 from models.text import say
-from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, App
+from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, App, errors_of
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.browser, pytest.mark.compact]
@@ -39,15 +39,16 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def visit(app: App, browser: Any) -> Iterator[Callable[..., Any]]:
     """Open the page as a new visitor; in the end, nothing may have been written to the console as an error."""
-    contexts, errors = [], []
+    contexts, watched = [], []
 
     def opened(url: str = app.url, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": DESK, "locale": "en-GB", **options})
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
-        page.on("pageerror", lambda error: errors.append(str(error)))
+        errors = errors_of(page)
         page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+        watched.append(errors)
         page.goto(url)
         page.locator(".parley-head").wait_for()
         page.locator(".parley-run button.primary >> visible=true").first.wait_for()
@@ -56,7 +57,7 @@ def visit(app: App, browser: Any) -> Iterator[Callable[..., Any]]:
     yield opened
     for context in contexts:
         context.close()
-    assert not errors
+    assert not [error for errors in watched for error in errors]
 
 
 def show(page: Any, tab: str, language: str = "en") -> Any:

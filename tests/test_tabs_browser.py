@@ -10,7 +10,7 @@ import pytest
 
 from models.compact.describe import parse
 from models.text import say
-from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, App
+from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, App, errors_of
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.browser, pytest.mark.compact]
@@ -28,8 +28,7 @@ def browser() -> Iterator[Any]:
 def page(app: App, browser: Any) -> Iterator[Any]:
     opened = browser.new_page(viewport={"width": 1280, "height": 1000})
     opened.set_default_timeout(PATIENCE)
-    errors: list[str] = []
-    opened.on("pageerror", lambda error: errors.append(str(error)))
+    errors = errors_of(opened)
     opened.goto(f"{app.url}?language=en")
     yield opened
     opened.close()

@@ -20,7 +20,7 @@ from tabs.live_audio import heard, heard_chunk, live_audio, live_value
 from tabs.look import badge_html, head_row, launch_options
 from tabs.player import SoundStream
 from tabs.shared import AdvancedSettings, advanced_settings, answer_card, run_buttons, two_columns, wire_stop
-from tests.conftest import CHROMIUM, CHROMIUM_FLAGS
+from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, errors_of
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
@@ -136,14 +136,13 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any, address: str) -> Iterator[Any]:
-    contexts = []
-    errors: list[str] = []
+    contexts, watched = [], []
 
     def opened(locale: str = "en-US", query: str = "", microphone: bool = True) -> Any:
         context = browser.new_context(locale=locale, permissions=["microphone"] if microphone else [])
         contexts.append(context)
         page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
+        watched.append(errors_of(page))
         page.goto(address + query)
         page.wait_for_selector(".parley-player")
         return page
@@ -151,7 +150,7 @@ def open_page(browser: Any, address: str) -> Iterator[Any]:
     yield opened
     for context in contexts:
         context.close()
-    assert errors == []
+    assert not [error for errors in watched for error in errors]
 
 
 def stats(page: Any, index: int = 0) -> dict[str, Any]:
