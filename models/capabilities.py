@@ -76,7 +76,9 @@ class TalkRequest:
     """One turn of a conversation, spoken (`audio`) or typed (`text`). `capability` is ROLEPLAY, ASSIST or LIVE.
 
     `voice` is a voice of the library by id or "default"; `reference` is an own clip and wins over it.
-    `character` describes whom a role-play should play, in the person's own words.
+    `character` describes whom a role-play should play, in the person's own words. `speak=False` asks for text alone.
+    `fast_encoder` lets a model that has one hear the clip alone instead of a window of fixed length; None is the
+    model's own choice (yes on a CPU, no on a GPU), models without one ignore it.
     """
 
     capability: Capability
@@ -87,6 +89,8 @@ class TalkRequest:
     character: str = ""
     language: str = "auto"
     history: tuple[Turn, ...] = ()
+    speak: bool = True
+    fast_encoder: bool | None = None
     sampling: Sampling = Sampling()
 
 
@@ -99,13 +103,15 @@ class UnderstandTask(str, Enum):
     SCENE_ZH = "scene_zh"
     SCENE_EN = "scene_en"
     ASK = "ask"
+    ANSWER = "answer"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UnderstandRequest:
     """Answer `task` about `audio` in text; also aloud if `speak`. `question` is read for the task "ask" only.
 
-    `language` is that of the answer where the task does not say it; "auto" is the language that is spoken in the clip.
+    "ask" is a question about the recording, "answer" answers what is said in it. `language` is that of the answer where
+    the task does not say it; "auto" is the language that is spoken in the clip. `fast_encoder`: see TalkRequest.
     """
 
     audio: Waveform
@@ -113,6 +119,7 @@ class UnderstandRequest:
     question: str = ""
     language: str = "auto"
     speak: bool = False
+    fast_encoder: bool | None = None
     sampling: Sampling = Sampling()
     capability = Capability.UNDERSTAND
 
@@ -140,9 +147,10 @@ class CloneRequest:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WarmRequest:
-    """Be ready to answer `capability`: load and warm what it needs, say nothing."""
+    """Be ready to answer `capability` in `language`: load and warm what it needs, say nothing."""
 
     capability: Capability
+    language: str = "auto"
     sampling: Sampling = Sampling()
 
 

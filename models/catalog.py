@@ -30,9 +30,10 @@ class Hub:
 
 @dataclass(frozen=True)
 class Release:
-    """One file of a project's published release."""
+    """One file of a project's published release. `sha256` is the file's own, where it becomes part of a folder."""
 
     url: str
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Weights:
     """A file (or folder, where a Hub source names several files) that a model needs.
 
     `name` is the file's or folder's name in the store; `bytes` its size; `sha256` of the one file, None for a folder
-    (then the repository's own checksums count). Sources are tried in order.
+    (then the repository's own checksums count, or the release's). Sources are tried in order.
     """
 
     id: str
@@ -79,8 +80,12 @@ class ModelSpec:
     path_of(weights_id) gives a complete file or folder; None while this version has no engine for the model.
     `needs` maps each of `weights` (by id) to the uses (see use_of) that cannot do without it; one left out is always
     needed.
-    `memory` maps a precision to bytes needed to serve; `precisions` maps a device kind to the default precision there.
+    `memory` maps a precision to bytes needed to serve; `precisions` maps a device kind to those offered there, the
+    default first.
     `at_once` is how many open requests the model advances in turn; the rest queue.
+    `tasks` are those of Understanding that it serves; `longest_s` is the longest clip that it takes, None for any;
+    `voices` says whether a voice can be chosen, `fast_encoder` whether it has one (see TalkRequest).
+    `notes` names sentences of assets/text/ that a person should know before choosing it, by capability.
     """
 
     id: str
@@ -93,10 +98,13 @@ class ModelSpec:
     weights: tuple[Weights, ...]
     needs: Mapping[str, tuple[Use, ...]]
     memory: Mapping[str, int]
-    precisions: Mapping[str, str]
+    precisions: Mapping[str, tuple[str, ...]]
     at_once: int = 2
-    revision: str | None = None
-    notes: Mapping[str, str] = field(default_factory=dict)
+    tasks: tuple[UnderstandTask, ...] = tuple(UnderstandTask)
+    longest_s: float | None = None
+    voices: bool = True
+    fast_encoder: bool = False
+    notes: Mapping[Capability, str] = field(default_factory=dict)
 
     def weights_for(self, use: Use) -> tuple[Weights, ...]:
         """The weights that a request of this use needs."""
@@ -106,7 +114,8 @@ class ModelSpec:
 GB, MB = 10**9, 10**6
 EVERY = tuple(Capability)
 TALK = (Capability.ROLEPLAY, Capability.ASSIST, Capability.LIVE)
-WRITTEN = (UnderstandTask.SUMMARY_EN, UnderstandTask.SUMMARY_ZH, UnderstandTask.ASK)  # tasks that need a chat model
+# Tasks that need a chat model
+WRITTEN = (UnderstandTask.SUMMARY_EN, UnderstandTask.SUMMARY_ZH, UnderstandTask.ASK, UnderstandTask.ANSWER)
 HEARD = (*WRITTEN, UnderstandTask.TRANSCRIBE_EN, UnderstandTask.TRANSCRIBE_ZH, UnderstandTask.SPEAKER)
 
 WHISPER_BASE = Weights(
@@ -174,6 +183,8 @@ MINICPM_O_FILES = Weights(
     ),
 )
 
+MINI_OMNI_NAMES = ("lit_model.pth", "model_config.yaml", "tokenizer.json", "tokenizer_config.json")
+
 MINI_OMNI_FILES = Weights(
     id="mini-omni",
     title="Mini-Omni",
@@ -183,9 +194,38 @@ MINI_OMNI_FILES = Weights(
     bytes=2_780 * MB,
     sha256=None,
     sources=(
-        Hub("modelscope", "gpt-omni/mini-omni", ("lit_model.pth", "model_config.yaml", "tokenizer*")),
-        Hub("huggingface", "gpt-omni/mini-omni", ("lit_model.pth", "model_config.yaml", "tokenizer*")),
+        Hub("modelscope", "gpt-omni/mini-omni", MINI_OMNI_NAMES),
+        Hub("huggingface", "gpt-omni/mini-omni", MINI_OMNI_NAMES),
     ),
+)
+
+WHISPER_SMALL = Weights(
+    id="whisper-small",
+    title="Whisper small",
+    licence="MIT",
+    homepage="https://github.com/openai/whisper",
+    name="whisper-small",
+    bytes=483_617_219,
+    sha256=None,
+    sources=(
+        Hub("huggingface", "gpt-omni/mini-omni", ("small.pt",)),
+        Release(
+            "https://openaipublic.azureedge.net/main/whisper/models/"
+            "9ecf779972d90ba49c06d968637d720dd632c55bbf19d441fb42bf17a411e794/small.pt",
+            sha256="9ecf779972d90ba49c06d968637d720dd632c55bbf19d441fb42bf17a411e794",
+        ),
+    ),
+)
+
+SNAC = Weights(
+    id="snac-24khz",
+    title="SNAC 24 kHz",
+    licence="MIT",
+    homepage="https://huggingface.co/hubertsiuzdak/snac_24khz",
+    name="snac-24khz",
+    bytes=80 * MB,
+    sha256=None,
+    sources=(Hub("huggingface", "hubertsiuzdak/snac_24khz", ("pytorch_model.bin", "config.json")),),
 )
 
 COMPACT = ModelSpec(
@@ -202,7 +242,7 @@ COMPACT = ModelSpec(
         QWEN_CODER.id: (*TALK, *WRITTEN, Capability.UNDERSTAND),
     },
     memory={"mixed int8": 2700 * MB},
-    precisions={"cpu": "mixed int8"},
+    precisions={"cpu": ("mixed int8",)},
 )
 
 MINICPM_O = ModelSpec(
@@ -216,7 +256,7 @@ MINICPM_O = ModelSpec(
     weights=(MINICPM_O_FILES,),
     needs={},
     memory={"bf16": 19 * GB},
-    precisions={"cuda": "bf16", "cpu": "fp32"},
+    precisions={"cuda": ("bf16",)},
 )
 
 MINI_OMNI = ModelSpec(
@@ -226,11 +266,16 @@ MINI_OMNI = ModelSpec(
     homepage=MINI_OMNI_FILES.homepage,
     capabilities=(Capability.LIVE, Capability.UNDERSTAND),
     languages=("en",),
-    loader=None,
-    weights=(MINI_OMNI_FILES,),
+    loader="models.mini_omni.engine:load",
+    weights=(MINI_OMNI_FILES, WHISPER_SMALL, SNAC),
     needs={},
-    memory={"fp32": 3 * GB},
-    precisions={"cuda": "bf16", "cpu": "int8"},
+    memory={"int8": 1600 * MB, "bf16": 2000 * MB, "fp32": 3200 * MB},
+    precisions={"cuda": ("bf16",), "cpu": ("int8", "fp32")},
+    tasks=(UnderstandTask.TRANSCRIBE_EN, UnderstandTask.ANSWER),
+    longest_s=30,
+    voices=False,
+    fast_encoder=True,
+    notes={Capability.LIVE: "mini_omni.in_live_chat", Capability.UNDERSTAND: "mini_omni.in_understanding"},
 )
 
 CATALOG: tuple[ModelSpec, ...] = (MINICPM_O, MINI_OMNI, COMPACT)  # "auto" takes the first that can run here

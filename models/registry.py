@@ -11,15 +11,27 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from models import zerogpu
-from models.capabilities import AudioChunk, Capability, Event, Request, SpeechModel, Stats, Status, WarmRequest, use_of
-from models.catalog import CATALOG, ModelSpec, Use, Weights
+from models.capabilities import (
+    AudioChunk,
+    Capability,
+    Event,
+    Request,
+    SpeechModel,
+    Stats,
+    Status,
+    UnderstandRequest,
+    UnderstandTask,
+    WarmRequest,
+    use_of,
+)
+from models.catalog import CATALOG, ModelSpec, Weights
 from models.devices import Device, allowed
 from models.errors import UserError
 from models.weights import WeightStore
@@ -33,7 +45,8 @@ MEMORY_SHARE = 0.85  # of a device's memory; the rest is the system's and the ca
 class Registry:
     """Models by id, loaded when first asked. Thread-safe; one for the whole app.
 
-    `memory_budget` is in bytes per device kind; by default a share of what the device has.
+    `memory_budget` is in bytes per device kind; by default a share of what the device has. `precision` maps a model's
+    id to the precision that it is to run in; a device that does not offer that one is passed over.
     """
 
     def __init__(
@@ -42,8 +55,9 @@ class Registry:
         catalog: Sequence[ModelSpec] = CATALOG,
         device: str = "auto",
         memory_budget: int | None = None,
+        precision: Mapping[str, str] | None = None,
     ):
-        self.store, self._device = store, device
+        self.store, self._device, self._precision = store, device, precision or {}
         self._specs = {spec.id: spec for spec in catalog}
         self._budget = memory_budget
         self._workers: dict[str, Worker] = {}
@@ -59,15 +73,17 @@ class Registry:
     def obstacle(self, spec: ModelSpec) -> UserError | None:
         """Why the model cannot run here (no engine in this version, no fitting device), or None."""
         if spec.loader is None:
-            return UserError("model_not_yet", model=spec.title, **_size(spec))
+            return UserError("model_not_yet", model=spec.title, **self._size(spec))
         if self._place(spec) is None:
-            return UserError("model_does_not_fit", model=spec.title, **_size(spec), has=self._largest() / 1e9)
+            return UserError("model_does_not_fit", model=spec.title, **self._size(spec), has=self._largest() / 1e9)
         return None
 
-    def choose(self, model: str, capability: Capability, use: Use | None = None) -> ModelSpec:
+    def choose(self, model: str, capability: Capability, request: Request | None = None) -> ModelSpec:
         """The model of this id; for "auto" the best that can run and is installed, else the last that can run.
 
-        Installed means: the weights for this `use` (the whole capability, if it is None) are on this machine.
+        Installed means: the weights for this `request` (the whole capability, if it is None) are on this machine.
+        "auto" takes only models that do all that the request asks, and one that speaks a single language only where the
+        request says that language.
 
         Raises UserError where the model is unknown, cannot do this, or cannot run here.
         """
@@ -77,13 +93,16 @@ class Registry:
             if spec is None:
                 raise UserError("model_unknown", model=model, known=", ".join(c.id for c in candidates))
             obstacle = self.obstacle(spec)
-            if obstacle:
+            if obstacle or (obstacle := request and lack(spec, request)):
                 raise obstacle
             return spec
-        able = [spec for spec in candidates if not self.obstacle(spec)]
+        spoken = getattr(request, "language", "auto")
+        able = [spec for spec in candidates if not self.obstacle(spec) and not (request and lack(spec, request))]
+        able = [spec for spec in able if len(spec.languages) > 1 or spoken in spec.languages] or able
         if not able:
-            raise UserError("no_model_fits")
-        wanted = use or capability
+            lacks = [lack(spec, request) for spec in candidates if request and not self.obstacle(spec)]
+            raise lacks[0] if lacks and lacks[0] else UserError("no_model_fits")
+        wanted = use_of(request) if request else capability
         return next((spec for spec in able if all(map(self.store.path, spec.weights_for(wanted)))), able[-1])
 
     # --- answering ----------------------------------------------------------------------------------------------------
@@ -94,7 +113,7 @@ class Registry:
         Runs in the caller's thread and only waits there. Weights that are missing are downloaded, the model is loaded
         (Status events say so); the last event is a Stats that names the model, device, precision, seed, and the times.
         """
-        spec = self.choose(model, request.capability, use_of(request))
+        spec = self.choose(model, request.capability, request)
         if request.sampling.seed < 0:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbelow(2**31)))
         meter = _Meter()
@@ -246,10 +265,20 @@ class Registry:
 
     def _place(self, spec: ModelSpec) -> tuple[Device, str] | None:
         for device in allowed(self._device):
-            precision = spec.precisions.get(device.kind)
-            if precision and precision in spec.memory and spec.memory[precision] <= self._room(device):
-                return device, precision
+            offered = spec.precisions.get(device.kind, ())
+            wanted = self._precision.get(spec.id)
+            for precision in offered[:1] if wanted is None else [name for name in offered if name == wanted]:
+                if spec.memory[precision] <= self._room(device):
+                    return device, precision
         return None
+
+    def _leanest(self, spec: ModelSpec) -> str:
+        """The precision asked for, else the one that needs the least memory."""
+        return self._precision.get(spec.id) or min(spec.memory, key=lambda precision: spec.memory[precision])
+
+    def _size(self, spec: ModelSpec) -> dict[str, float]:
+        download = sum(weights.bytes for weights in spec.weights)
+        return {"download": download / 1e9, "memory": spec.memory[self._leanest(spec)] / 1e9}
 
     def _placement(self, spec: ModelSpec) -> tuple[Device, str]:
         place = self._place(spec)
@@ -281,10 +310,12 @@ class Registry:
             "homepage": spec.homepage,
             "capabilities": [capability.value for capability in spec.capabilities],
             "languages": list(spec.languages),
+            "tasks": [task.value for task in spec.tasks] if Capability.UNDERSTAND in spec.capabilities else [],
+            "precisions": {kind: list(offered) for kind, offered in spec.precisions.items()},
             "state": state or ("installed" if all(part["installed"] for part in parts) else "not installed"),
             "device": place[0].kind if place else None,
             "precision": place[1] if place else None,
-            "needs_memory_bytes": (place and spec.memory[place[1]]) or max(spec.memory.values()),
+            "needs_memory_bytes": spec.memory[place[1] if place else self._leanest(spec)],
             "memory_bytes": worker.memory_bytes if worker else placed.memory_bytes() if placed else 0,
             "idle_seconds": round(time.monotonic() - worker.last_used, 1) if worker else None,
             "download_bytes": sum(weights.bytes for weights in spec.weights),
@@ -315,9 +346,23 @@ def load_model(spec: ModelSpec, path_of, device: str, precision: str) -> SpeechM
     return getattr(importlib.import_module(module), function)(spec, path_of, device, precision)
 
 
-def _size(spec: ModelSpec) -> dict[str, float]:
-    download = sum(weights.bytes for weights in spec.weights)
-    return {"download": download / 1e9, "memory": max(spec.memory.values()) / 1e9}
+def lack(spec: ModelSpec, request: Request) -> UserError | None:
+    """What the model cannot do of what the request asks, or None."""
+    if isinstance(request, UnderstandRequest) and request.task not in spec.tasks:
+        return UserError("task_not_served", model=spec.title, task=request.task.value, known=_names(spec.tasks))
+    language = getattr(request, "language", "auto")
+    if language not in ("auto", *spec.languages):
+        return UserError("language_not_spoken", model=spec.title, language=language, known=", ".join(spec.languages))
+    if not spec.voices and (getattr(request, "reference", None) or getattr(request, "voice", "default") != "default"):
+        return UserError("voice_not_chosen", model=spec.title)
+    clip = getattr(request, "audio", None)
+    if clip is not None and spec.longest_s is not None and clip.seconds > spec.longest_s:
+        return UserError("audio_too_long_for", model=spec.title, seconds=clip.seconds, most=spec.longest_s)
+    return None
+
+
+def _names(tasks: Sequence[UnderstandTask]) -> str:
+    return ", ".join(task.value for task in tasks)
 
 
 class _Meter:

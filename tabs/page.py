@@ -10,7 +10,9 @@ from typing import Any
 import gradio as gr
 
 from models import zerogpu
+from models.capabilities import Capability
 from models.catalog import CATALOG
+from models.errors import UserError
 from models.registry import Registry
 from models.text import say
 from models.weights import WeightStore
@@ -40,7 +42,7 @@ def open_house(options: argparse.Namespace) -> House:
     store = WeightStore(options.cache, options.offline, options.model_folder)
     catalog = [spec for spec in CATALOG if not options.models or spec.id in options.models]
     budget = int(options.memory_budget * 1e9) if options.memory_budget else None
-    return House(Registry(store, catalog, options.device, budget), options)
+    return House(Registry(store, catalog, options.device, budget, options.precision), options)
 
 
 def build(house: House) -> gr.Blocks:
@@ -66,8 +68,11 @@ def what_runs(house: House, language: str) -> str:
     status = house.registry.status()
     loaded = [model for model in status if model["state"] in ("loading", "ready", "answering")]
     if not loaded:
-        ready = next((model for model in status if model["obstacle"] is None), None)
-        return badge_html([ready["title"], say("page.on_demand", language)] if ready else [])
+        try:
+            ready = house.registry.choose("auto", Capability.LIVE)
+        except UserError:
+            return badge_html([])
+        return badge_html([ready.title, say("page.on_demand", language)])
     busy = any(model["state"] == "loading" for model in loaded)
     parts = [f"{model['title']} · {model['device'].upper()} · {model['precision']}" for model in loaded]
     return badge_html(parts, busy=busy)

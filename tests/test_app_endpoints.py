@@ -54,10 +54,10 @@ def test_the_documented_endpoints_and_no_others(client):
         "/mimic": ["audio", "language"],
         "/roleplay": ["audio", "text", "voice", "reference", "language", "history"],
         "/assist": ["audio", "text", "voice", "reference", "language", "history"],
-        "/understand": ["audio", "task", "question"],
+        "/understand": ["audio", "task", "question", "fast_encoder"],
         "/create_voice": ["instruction"],
         "/clone": ["reference", "text", "speech", "language"],
-        "/live_reply": ["audio", "text"],
+        "/live_reply": ["audio", "text", "language", "speak", "fast_encoder"],
     }
     assert set(endpoints) == {*expected, "/models"}
     for name, own in expected.items():
@@ -112,7 +112,7 @@ def test_roleplay_in_the_voice_of_a_clip(client):
     sounding(wav)
 
 
-@pytest.mark.parametrize("task", ["transcribe_zh", "speaker", "summary_zh", "scene_zh", "scene_en"])
+@pytest.mark.parametrize("task", ["transcribe_zh", "speaker", "summary_zh", "scene_zh", "scene_en", "answer"])
 def test_understand(client, task):
     text, wav, stats = client.predict(handle_file(CHINESE), task=task, api_name="/understand")
     complete(stats, speaks=False)
@@ -182,6 +182,12 @@ def test_live_reply(client):
     complete(stats)
     assert text
     sounding(wav)
+
+
+def test_live_reply_in_text_alone(client):
+    text, wav, stats = client.predict(text="Hello!", speak=False, api_name="/live_reply")
+    complete(stats, speaks=False)
+    assert text and wav is None
 
 
 def test_models(client):

@@ -2,18 +2,30 @@
 
 import hashlib
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+import numpy as np
 import pytest
 import tone_model
 from tone_model import ask, new
 from weights_server import FileServer
 
 from models import devices, registry, zerogpu
-from models.capabilities import PHASES, AudioChunk, Capability, Stats, Status, TextDelta
+from models.capabilities import (
+    PHASES,
+    AudioChunk,
+    Capability,
+    Stats,
+    Status,
+    TextDelta,
+    UnderstandRequest,
+    UnderstandTask,
+    Waveform,
+)
 from models.catalog import Release, Weights
 from models.devices import Device
 from models.errors import UserError
@@ -21,6 +33,7 @@ from models.registry import Registry
 from models.weights import WeightStore
 
 CPU = Device("cpu", "CPU, 2 cores", 100)
+CLIP = Waveform(np.zeros(200, np.float32), 100)
 
 
 @pytest.fixture(autouse=True)
@@ -261,6 +274,69 @@ def test_auto_prefers_what_is_installed(house, tmp_path):
     assert words(both.stream("auto", ask("a"))) == "a "
 
 
+def test_auto_takes_what_can_do_all_that_is_asked(house):
+    english, _ = new("english", longest_s=30, voices=False)
+    both_languages, _ = new("both", languages=("en", "zh"))
+    two = house(english, both_languages)
+
+    def chosen(**more):
+        return two.choose("auto", Capability.LIVE, ask("a", capability=Capability.LIVE, **more)).id
+
+    assert chosen() == "both", "a model of one language only where the request says that language"
+    assert chosen(language="zh") == "both"
+    assert chosen(language="en") == "english"
+    assert chosen(language="en", voice="af_heart") == "both"
+    assert chosen(language="en", reference=CLIP) == "both"
+    assert chosen(language="en", audio=Waveform(np.zeros(31 * 100, np.float32), 100)) == "both"
+    assert house(english).choose("auto", Capability.LIVE, ask("a")) is english, "rather than none"
+
+
+def test_auto_skips_a_model_that_does_not_serve_the_task(house):
+    one, _ = new("one", capabilities=(Capability.UNDERSTAND,), tasks=(UnderstandTask.ANSWER,), languages=("en", "zh"))
+    other, _ = new("other", capabilities=(Capability.UNDERSTAND,), languages=("en", "zh"))
+    two = house(one, other)
+
+    def chosen(task):
+        return two.choose("auto", Capability.UNDERSTAND, UnderstandRequest(audio=CLIP, task=task)).id
+
+    assert (chosen(UnderstandTask.ANSWER), chosen(UnderstandTask.SPEAKER)) == ("one", "other")
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        (UnderstandRequest(audio=CLIP, task=UnderstandTask.SPEAKER), "English cannot do “speaker”; it does: answer"),
+        (ask("a", capability=Capability.LIVE, language="zh"), "English does not speak “zh”; it speaks: en"),
+        (ask("a", capability=Capability.LIVE, voice="af_heart"), "English has one voice of its own"),
+        (ask("", capability=Capability.LIVE, audio=Waveform(np.zeros(3100, np.float32), 100)), "is 31 s long"),
+    ],
+)
+@pytest.mark.parametrize("model", ["english", "auto"])
+def test_what_a_model_lacks_is_said_before_it_loads(house, request_, sentence, model):
+    abilities = {"capabilities": (Capability.LIVE, Capability.UNDERSTAND), "tasks": (UnderstandTask.ANSWER,)}
+    english, log = new("english", longest_s=30, voices=False, **abilities)
+    with pytest.raises(UserError, match=re.escape(sentence)) as caught:
+        list(house(english).stream(model, request_))
+    assert "auto" in str(caught.value)
+    assert log.loads == []
+
+
+def test_a_precision_can_be_asked_for(house, machine):
+    machine.insert(0, Device("cuda", "A GPU", 100))
+    settings = {
+        "precisions": {"cuda": ("bf16",), "cpu": ("int8", "fp32")},
+        "memory": {"bf16": 9, "int8": 5, "fp32": 20},
+    }
+    spec, log = new("one", **settings)
+    for wanted in ({}, {"one": "int8"}, {"one": "fp32"}):
+        list(house(spec, precision=wanted).stream("one", ask("a")))
+    list(house(spec, device="cpu").stream("one", ask("a")))
+    assert log.loads == [("cuda", "bf16"), ("cpu", "int8"), ("cpu", "fp32"), ("cpu", "int8")]
+    tight = house(spec, precision={"one": "fp32"}, memory_budget=10)
+    assert tight.status_of("one")["obstacle"]["code"] == "model_does_not_fit"
+    assert tight.status_of("one")["needs_memory_bytes"] == 20
+
+
 def test_missing_weights_offline_are_said_at_once(house):
     weights = Weights("w", "The weights", "MIT", "", "w", 7, "0" * 64, (Release("https://example.invalid/w"),))
     spec, log = new("one", weights=(weights,))
@@ -382,7 +458,7 @@ def test_status_is_json_and_answers_while_everything_happens(house):
 
 def test_a_gpu_is_preferred_and_may_be_refused(house, machine):
     machine.insert(0, Device("cuda", "A GPU", 100))
-    spec, log = new("one", precisions={"cuda": "bf16", "cpu": "fp32"}, memory={"bf16": 10, "fp32": 20})
+    spec, log = new("one", precisions={"cuda": ("bf16",), "cpu": ("fp32",)}, memory={"bf16": 10, "fp32": 20})
     assert stats(house(spec).stream("one", ask("a")))["device"] == "cuda"
     assert stats(house(spec, device="cpu").stream("one", ask("a")))["device"] == "cpu"
     assert log.loads == [("cuda", "bf16"), ("cpu", "fp32")]
@@ -390,7 +466,7 @@ def test_a_gpu_is_preferred_and_may_be_refused(house, machine):
 
 def test_a_model_too_large_for_the_gpu_goes_to_the_cpu(house, machine):
     machine.insert(0, Device("cuda", "A small GPU", 10))
-    spec, _ = new("one", precisions={"cuda": "fp32", "cpu": "fp32"}, memory={"fp32": 50})
+    spec, _ = new("one", precisions={"cuda": ("fp32",), "cpu": ("fp32",)}, memory={"fp32": 50})
     assert stats(house(spec).stream("one", ask("a")))["device"] == "cpu"
 
 
@@ -398,7 +474,7 @@ def test_zerogpu_places_at_start_and_answers_inside_the_call(house, machine, mon
     monkeypatch.setattr(zerogpu, "ACTIVE", True)
     monkeypatch.setattr(zerogpu, "PLACED", {})
     machine.insert(0, Device("cuda", "ZeroGPU", 100))
-    large, large_log = new("large", precisions={"cuda": "fp32"})
+    large, large_log = new("large", precisions={"cuda": ("fp32",)})
     small, small_log = new("small")
     both = house(large, small)
     both.place_for_zerogpu()

@@ -100,11 +100,11 @@ def new(
         "weights": weights,
         "needs": {},
         "memory": memory if isinstance(memory, dict) else {"fp32": memory},
-        "precisions": {"cpu": "fp32"},
+        "precisions": {"cpu": ("fp32",)},
         "at_once": at_once,
     }
     return ModelSpec(**{**settings, **more}), log
 
 
 def ask(text: str, **more: Any) -> TalkRequest:
-    return TalkRequest(capability=Capability.ASSIST, text=text, **more)
+    return TalkRequest(**{"capability": Capability.ASSIST, "text": text, **more})

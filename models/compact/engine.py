@@ -80,7 +80,7 @@ class CompactModel:
             return self._create_voice(request)
         if isinstance(request, UnderstandRequest):
             return understand.answer(self, request)
-        return self._talk(request)
+        return self.talk(request)
 
     def unload(self) -> None:
         for part in self._parts.values():
@@ -128,7 +128,8 @@ class CompactModel:
         yield TextDelta(description.sentence)
         yield from self.speak(clauses(description.sentence), style, description.language)
 
-    def _talk(self, request: TalkRequest) -> Steps:
+    def talk(self, request: TalkRequest) -> Steps:
+        """One turn of a conversation."""
         text = request.text
         if request.audio is not None:
             transcript = yield from self.hear(request.audio, request.language)
@@ -147,7 +148,8 @@ class CompactModel:
         _, dropped = thinker.fit(messages, request.sampling.max_new_tokens or SPOKEN_TOKENS)
         if dropped:
             yield Stats({"dropped_turns": dropped})
-        yield from self.think_aloud(thinker.reply(messages, request.sampling, SPOKEN_TOKENS), style)
+        reply = thinker.reply(messages, request.sampling, SPOKEN_TOKENS)
+        yield from self.think_aloud(reply, style) if request.speak else understand.written(reply)
 
     # --- what capabilities are made of --------------------------------------------------------------------------------
 

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.audio import loudest_dbfs
-from models.capabilities import Event, Sampling, Stats, Status, TextDelta, UnderstandRequest, UnderstandTask, Waveform
+from models.capabilities import (
+    Capability,
+    Event,
+    Sampling,
+    Stats,
+    Status,
+    TalkRequest,
+    TextDelta,
+    UnderstandRequest,
+    UnderstandTask,
+    Waveform,
+)
 from models.compact import prompts, voices
 from models.compact.tags import HOP_S
 from models.errors import UserError
@@ -44,6 +55,8 @@ def answer(model: CompactModel, request: UnderstandRequest) -> Steps:
         steps = _scene(model, request, value[-2:])
     elif task is UnderstandTask.SPEAKER:
         steps = _speaker(model, request)
+    elif task is UnderstandTask.ANSWER:
+        steps = model.talk(_turn(request))
     else:
         steps = _ask(model, request)
     text, tagged = "", False
@@ -56,6 +69,17 @@ def answer(model: CompactModel, request: UnderstandRequest) -> Steps:
         yield from model.think_aloud((part for part in [text]), None, shown=True)
     if not tagged and request.audio.seconds <= TAGGED_SECONDS:
         yield from _tags(model, request.audio, "zh" if _is_chinese(request) else "en")
+
+
+def _turn(request: UnderstandRequest) -> TalkRequest:
+    """The recording as a turn of a conversation that is answered in text."""
+    return TalkRequest(
+        capability=Capability.ASSIST,
+        audio=request.audio,
+        language=request.language,
+        speak=False,
+        sampling=request.sampling,
+    )
 
 
 def _is_chinese(request: UnderstandRequest) -> bool:
@@ -76,7 +100,7 @@ def _summary(model: CompactModel, request: UnderstandRequest, language: str) -> 
     thinker = yield from model.part("thinker")
     yield Status("thinking")
     messages = prompts.summary(thinker, transcript.text, language)
-    yield from _written(thinker.reply(messages, _factual(request), ANSWER_TOKENS))
+    yield from written(thinker.reply(messages, _factual(request), ANSWER_TOKENS))
     yield Stats({"language": language})
 
 
@@ -112,7 +136,7 @@ def _ask(model: CompactModel, request: UnderstandRequest) -> Steps:
         tags=[tag["name"] for tag in tags],
         pitch=median_pitch(request.audio) if transcript.text else None,
     )
-    yield from _written(thinker.reply(messages, _factual(request), ANSWER_TOKENS))
+    yield from written(thinker.reply(messages, _factual(request), ANSWER_TOKENS))
 
 
 def _factual(request: UnderstandRequest) -> Sampling:
@@ -121,7 +145,8 @@ def _factual(request: UnderstandRequest) -> Sampling:
     return replace(request.sampling, temperature=prompts.FACTUAL.temperature if temperature is None else temperature)
 
 
-def _written(deltas: Generator[str | None, None, Any]) -> Steps:
+def written(deltas: Generator[str | None, None, Any]) -> Steps:
+    """A text as it is written, not spoken."""
     with closing(deltas):
         for delta in deltas:
             yield TextDelta(delta) if delta else None
