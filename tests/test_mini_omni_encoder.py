@@ -1,0 +1,215 @@
+"""Mini-Omni's ears: upstream's features, to the last digits; what cannot be loaded says why."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.errors import UserError
+from models.mini_omni.encoder import AudioEncoder
+from models.mini_omni.layers import Int8Linear
+
+GOLDEN = Path(__file__).parent / "golden" / "mini_omni"
+CASES = [
+    (variant, name, case)
+    for variant in ("tiny", "truevocab")
+    for name, case in json.loads((GOLDEN / variant / "cases.json").read_text(encoding="utf-8"))["cases"].items()
+    if "wav" in case and case["task"] != "stream"
+]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> AudioEncoder:
+    return AudioEncoder.load(GOLDEN / "whisper")
+
+
+def sound(name: str) -> np.ndarray:
+    samples, rate = soundfile.read(GOLDEN / "wav" / name, dtype="float32")
+    assert rate == 16_000
+    return samples
+
+
+def least_cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Cosine similarity of the positions that differ most."""
+    return float(torch.cosine_similarity(one.float(), other.float(), dim=-1).min())
+
+
+@pytest.fixture
+def checkpoint() -> dict:
+    """What openai-whisper's small.pt holds: sizes, and float16 tensors of encoder and decoder."""
+    state = {key: tensor.half() for key, tensor in load_file(GOLDEN / "whisper" / "whisper.safetensors").items()}
+    return {"dims": json.loads((GOLDEN / "whisper" / "dims.json").read_text()), "model_state_dict": state}
+
+
+# --- features ---
+
+
+@pytest.mark.parametrize("path", sorted((GOLDEN / "wav").glob("*.wav")), ids=lambda path: path.stem)
+def test_log_mel_is_upstreams(encoder, path):
+    golden = np.load(path.with_name(f"{path.stem}_mel.npz"))
+    mel, length = encoder.log_mel(sound(path.name))
+    assert length == golden["leng"]
+    torch.testing.assert_close(mel, torch.from_numpy(golden["mel"]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("variant", "name", "case"), CASES, ids=[f"{variant}-{name}" for variant, name, _ in CASES])
+def test_features_are_upstreams(encoder, variant, name, case):
+    expected = torch.from_numpy(np.load(GOLDEN / variant / f"{name}.npz")["audio_features"][0])
+    features = encoder.encode(*encoder.log_mel(sound(Path(case["wav"]).name)))
+    assert features.shape == (case["leng"], encoder.width)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("int8", torch.float32), ("bf16", torch.bfloat16)])
+def test_other_precisions_come_close(encoder, precision, dtype):
+    heard = encoder.log_mel(sound("w0.wav"))
+    features = AudioEncoder.load(GOLDEN / "whisper", precision).encode(*heard)
+    assert features.dtype == dtype
+    assert least_cosine(features, encoder.encode(*heard)) > 0.999
+
+
+def test_a_trimmed_window_ends_soon_after_the_clip(encoder):
+    mel, length = encoder.log_mel(sound("w1.wav"))
+    trimmed = encoder.encode(mel, length, trimmed=True)
+    far, near = mel.clone(), mel.clone()
+    far[:, 2000:] += 1
+    near[:, 2 * length + 20] += 1
+    assert trimmed.shape == (length, encoder.width)
+    assert torch.equal(trimmed, encoder.encode(far, length, trimmed=True))
+    assert not torch.equal(trimmed, encoder.encode(near, length, trimmed=True))
+    assert not torch.equal(encoder.encode(mel, length), encoder.encode(far, length))
+
+
+def test_a_trimmed_window_never_exceeds_30_s(encoder):
+    mel, length = encoder.log_mel(np.random.default_rng(0).standard_normal(479_000).astype(np.float32) * 0.1)
+    torch.testing.assert_close(
+        encoder.encode(mel, length, trimmed=True), encoder.encode(mel, length), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize(("samples", "length"), [(1, 1), (1600, 6), (479_999, 1500), (480_000, 1500)])
+def test_every_length_up_to_30_s_is_heard(encoder, samples, length):
+    mel, found = encoder.log_mel(np.zeros(samples, np.float32))
+    assert (mel.shape, found) == ((80, 3000), length)
+    for trimmed in (False, True):
+        features = encoder.encode(mel, found, trimmed)
+        assert features.shape == (length, encoder.width) and features.isfinite().all()
+
+
+@pytest.mark.parametrize("samples", [0, 480_001])
+def test_no_clip_is_cut(encoder, samples):
+    with pytest.raises(ValueError, match="30 s"):
+        encoder.log_mel(np.zeros(samples, np.float32))
+
+
+# --- loading ---
+
+
+def test_a_checkpoint_of_openai_whisper_is_read(encoder, checkpoint, tmp_path):
+    torch.save(checkpoint, tmp_path / "small.pt")
+    heard = encoder.log_mel(sound("w0.wav"))
+    for path in (tmp_path, tmp_path / "small.pt"):
+        features = AudioEncoder.load(path).encode(*heard)
+        assert features.dtype == torch.float32
+        assert least_cosine(features, encoder.encode(*heard)) > 0.9999  # the weights are those of float16
+
+
+def test_only_the_encoder_is_kept(encoder, checkpoint, tmp_path):
+    own = {key: tensor for key, tensor in checkpoint["model_state_dict"].items() if key.startswith("encoder.")}
+    assert encoder.memory_bytes() == 4 * sum(tensor.numel() for tensor in own.values())
+    torch.save({**checkpoint, "model_state_dict": own}, tmp_path / "small.pt")
+    AudioEncoder.load(tmp_path)  # nothing of a decoder is asked for
+
+
+def test_int8_makes_every_linear_layer_small():
+    encoder = AudioEncoder.load(GOLDEN / "whisper", "int8")
+    layers = [layer for layer in encoder._network.modules() if isinstance(layer, (torch.nn.Linear, Int8Linear))]
+    assert len(layers) == 12 and all(isinstance(layer, Int8Linear) for layer in layers)
+
+
+def spoil(state: dict, trouble: str) -> None:
+    key = "encoder.blocks.1.attn.query.weight"
+    if trouble == "missing":
+        del state[key]
+    elif trouble == "unknown":
+        state["encoder.blocks.9.attn.query.weight"] = state[key].clone()
+    else:
+        state[key] = state[key][:, :5].clone()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        ("missing", "encoder.blocks.1.attn.query.weight is missing"),
+        ("unknown", "encoder.blocks.9.attn.query.weight is not known"),
+        ("shape", "encoder.blocks.1.attn.query.weight is [32, 5], not [32, 32]"),
+    ],
+)
+@pytest.mark.parametrize("file", ["small.pt", "whisper.safetensors"])
+def test_a_wrong_checkpoint_names_what_is_off(checkpoint, tmp_path, file, trouble, says):
+    spoil(checkpoint["model_state_dict"], trouble)
+    if file == "small.pt":
+        torch.save(checkpoint, tmp_path / file)
+    else:
+        save_file(checkpoint["model_state_dict"], tmp_path / file)
+        shutil.copy(GOLDEN / "whisper" / "dims.json", tmp_path)
+    with pytest.raises(UserError) as raised:
+        AudioEncoder.load(tmp_path)
+    assert raised.value.code == "checkpoint_wrong"
+    assert raised.value.facts == {"file": file, "what": says}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("file", ["small.pt", "whisper.safetensors", "dims.json"])
+def test_a_truncated_file_is_refused(checkpoint, tmp_path, file):
+    if file == "small.pt":
+        torch.save(checkpoint, tmp_path / file)
+    else:
+        for path in (GOLDEN / "whisper").iterdir():
+            shutil.copyfile(path, tmp_path / path.name)
+    cut(tmp_path / file)
+    with pytest.raises(UserError) as raised:
+        AudioEncoder.load(tmp_path)
+    assert raised.value.code == "checkpoint_wrong" and raised.value.facts["what"]
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"dims": {}}, {"dims": {"n_mels": 80}, "model_state_dict": {}}, None])
+def test_what_is_no_whisper_is_refused(tmp_path, content):
+    if content is not None:  # None: there is no file at all
+        torch.save(content, tmp_path / "small.pt")
+    with pytest.raises(UserError) as raised:
+        AudioEncoder.load(tmp_path)
+    assert raised.value.facts["file"] == "small.pt"
+
+
+@pytest.mark.parametrize("sizes", [{"n_audio_head": 5}, {"n_audio_layer": 0}, {"n_audio_state": "wide"}])
+def test_impossible_sizes_are_refused(checkpoint, tmp_path, sizes):
+    checkpoint["dims"].update(sizes)
+    torch.save(checkpoint, tmp_path / "small.pt")
+    with pytest.raises(UserError):
+        AudioEncoder.load(tmp_path)
+
+
+def test_code_in_a_checkpoint_is_not_run(checkpoint, tmp_path):
+    torch.save({**checkpoint, "dims": Trap(tmp_path / "sprung")}, tmp_path / "small.pt")
+    with pytest.raises(UserError):
+        AudioEncoder.load(tmp_path)
+    assert not (tmp_path / "sprung").exists()
+
+
+class Trap:
+    """Pickled, it makes a file when it is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
