@@ -76,7 +76,8 @@ class TalkRequest:
     """One turn of a conversation, spoken (`audio`) or typed (`text`). `capability` is ROLEPLAY, ASSIST or LIVE.
 
     `voice` is a voice of the library by id or "default"; `reference` is an own clip and wins over it.
-    `character` describes whom a role-play should play, in the person's own words. `speak=False` asks for text alone.
+    `character` describes whom a role-play should play, in the person's own words. `speak=False` asks for text alone;
+    `transcribe=False` tells a model that writes down what it heard after its answer (Heard) that nobody will read it.
     `fast_encoder` lets a model that has one hear the clip alone instead of a window of fixed length; None is the
     model's own choice (yes on a CPU, no on a GPU), models without one ignore it.
     """
@@ -90,6 +91,7 @@ class TalkRequest:
     language: str = "auto"
     history: tuple[Turn, ...] = ()
     speak: bool = True
+    transcribe: bool = True
     fast_encoder: bool | None = None
     sampling: Sampling = Sampling()
 

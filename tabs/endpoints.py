@@ -206,7 +206,8 @@ def _component(parameter: inspect.Parameter) -> Component:
     if name == "history":
         return gr.JSON(visible=False, label=name)
     if isinstance(default, bool) or name == "fast_encoder":
-        return gr.JSON(default, visible=False, label=name)  # true, false or null
+        value: Any = default
+        return gr.JSON(value, visible=False, label=name)  # true, false or null
     if isinstance(default, str):
         return gr.Textbox(default, visible=False, label=name)
     return gr.Number(default, visible=False, label=name)

@@ -17,6 +17,7 @@ from models.registry import Registry
 from models.text import say
 from models.weights import WeightStore
 from tabs import endpoints
+from tabs.chat_route import chat_route
 from tabs.house import GLUE, House
 from tabs.i18n import language_of, set_default_language
 from tabs.look import badge_html, head_row, launch_options
@@ -87,6 +88,7 @@ def serve(options: argparse.Namespace) -> None:
     page = build(house).queue(max_size=options.max_queue, default_concurrency_limit=None)
     user = tuple(options.auth.split(":", 1)) if options.auth else None
     launched: dict[str, Any] = launch_options()
+    launched["app_kwargs"]["routes"] = [chat_route(house.registry, options.max_queue, options.auth)]
     page.launch(
         server_name=options.host,
         server_port=options.port,

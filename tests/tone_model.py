@@ -29,6 +29,7 @@ class Log:
     closed: list[tuple[str, str]] = field(default_factory=list)  # text, thread that closed its generator
     seeds: list[int] = field(default_factory=list)
     may_load: threading.Event = field(default_factory=threading.Event)
+    says: str = ""  # what a request without text is answered with
     go: threading.Event = field(default_factory=threading.Event)
     held: list[Iterator[Event | None]] = field(default_factory=list)
     on_load: Callable[[], None] = lambda: None
@@ -49,7 +50,7 @@ class ToneModel:
         return steps
 
     def _steps(self, request: Any) -> Iterator[Event | None]:
-        text = getattr(request, "text", "")
+        text = getattr(request, "text", "") or self.log.says
         self.log.seeds.append(request.sampling.seed)
         try:
             for word in text.split():
