@@ -36,6 +36,7 @@ from models.capabilities import AudioChunk, Event, Heard, Stats, Status, TextDel
 from models.errors import UserError
 from models.text import say
 from tabs.i18n import both
+from tabs.pace import Pace
 from tabs.player import SoundStream
 
 log = logging.getLogger(__name__)
@@ -126,27 +127,27 @@ def _follow(
     stop_wish: threading.Event,
 ) -> Iterator[Update]:
     shown_at, shown = 0.0, ("", "")
-    status = ""
+    status, pace = "", Pace()
     for event in stream:
         if stop_wish.is_set():
             return
         update: Update = {}
-        if isinstance(event, Status):
-            new = status_html(event, language)
-            if new != status:
-                update[card.status] = status = new
-        elif isinstance(event, Heard):
+        sounding = pace.see(event)
+        if isinstance(event, Heard):
             made.heard = event.text
         elif isinstance(event, TextDelta):
             made.text += event.text
         elif isinstance(event, AudioChunk) and len(event.pcm):
-            if not made.pcm:
-                update[card.status] = status = status_html(Status("speaking"), language)
             made.pcm.append(event.pcm)
             made.rate = event.rate
-            update[card.player] = sound.chunk(event.pcm, event.rate)
         elif isinstance(event, Stats):
             made.stats.update(event.values)
+        phase = pace.slow or (event if isinstance(event, Status) else None)
+        if sounding is not None:
+            update[card.player] = sound.chunk(sounding.pcm, sounding.rate)
+            phase = phase or Status("speaking")
+        if phase is not None and (new := status_html(phase, language)) != status:
+            update[card.status] = status = new
         if shown != (made.heard, made.text) and time.monotonic() - shown_at >= TEXT_INTERVAL:
             shown_at, shown = time.monotonic(), (made.heard, made.text)
             update[card.text] = text_html(made.heard, made.text)
@@ -154,6 +155,8 @@ def _follow(
             yield update
         elif event is None:  # a heartbeat: between two yields the handler of a closed page can be ended
             yield {card.status: gr.skip()}
+    if (rest := pace.end()) is not None:
+        yield {card.player: sound.chunk(rest.pcm, rest.rate)}
 
 
 def _finish(made: Answer, card: Card, sound: SoundStream, language: str) -> Update:

@@ -1,8 +1,8 @@
 """`POST /chat`: the protocol of Mini-Omni's own server, so that its clients work against Parley.
 
-The body is JSON: "audio" (base64 of a wav file), "stream_stride" (frames of 85 ms a chunk, 4 if left out) and
-"max_tokens" (2048 if left out). The answer is raw PCM, 24 kHz mono int16 little-endian, sent while it is made. What goes
-wrong before the first byte is a status code with {"detail": sentence, "code": …}; behind it the connection breaks off.
+The body is JSON: "audio" (base64 of a wav file), "stream_stride" (frames of 85 ms in a chunk, 4 if left out) and
+"max_tokens" (2048 if left out). The answer is raw PCM, 24 kHz mono int16 little-endian, sent while it is made. What
+goes wrong before the first byte is a status code with {"detail": sentence, "code": …}; behind it the connection breaks.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any, Union
 
 from models.capabilities import AudioChunk, Event, Heard, Stats, Status, TextDelta
 from tabs.live_session import Reply, Session
+from tabs.pace import Pace
 
 HEARTBEAT = 0.05  # s between two looks at a reply that is ready before the turn's end is sure
 
@@ -74,9 +75,12 @@ def perform(
 def _steps(
     session: Session, reply: Reply, open_stream: Callable[[], Iterator[Event | None]], stats: dict[str, Any]
 ) -> Generator[Step, None, None]:
-    stream = open_stream()
+    stream, pace = open_stream(), Pace()
     try:
         for event in stream:
+            sounding = pace.see(event)
+            if sounding is not None:
+                yield sounding
             if isinstance(event, Heard):
                 session.hears(reply, event.text)
                 yield Written()
@@ -85,10 +89,11 @@ def _steps(
                 yield Written()
             elif isinstance(event, Stats):
                 stats.update(event.values)
-            elif isinstance(event, AudioChunk) and not len(event.pcm):
-                yield None
+            elif isinstance(event, AudioChunk):
+                yield pace.slow
             else:
                 yield event
+        yield pace.end()
     finally:
         close = getattr(stream, "close", None)
         if close is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from models.capabilities import AudioChunk, Heard, Stats, Status, TextDelta
 from models.errors import UserError
 from models.text import say
 from tabs import answer as driver
+from tabs import pace
 from tabs.answer import Answer, answer, figures_html, status_sentence, stop, text_html
 from tabs.player import SoundStream
 
@@ -60,8 +62,8 @@ def played(updates: list[dict[Any, Any]]) -> list[int]:
 def test_text_sound_and_figures(card: Any) -> None:
     made = Answer()
     stats = Stats({"model": "Compact", "device": "cpu", "seed": 7, "time_to_first_audio_s": 1.234, "rtf": 0.5})
-    events = [Status("thinking"), Heard("hello?"), TextDelta("good "), chunk(0), TextDelta("day"), chunk(2400), stats]
-    updates = run(card, events, made=made)
+    said = [TextDelta("good "), Status("speaking"), chunk(0), TextDelta("day"), chunk(2400)]
+    updates = run(card, [Status("thinking"), Heard("hello?"), *said, stats], made=made)
     assert made.text == "good day"
     assert made.heard == "hello?"
     assert "good day" in last(updates, "text")
@@ -90,6 +92,7 @@ def test_every_chunk_is_sent_at_once(card: Any) -> None:
     asked = []
 
     def events() -> Any:
+        yield Status("speaking")
         for k in range(3):
             asked.append(k)
             yield chunk(k)
@@ -99,6 +102,18 @@ def test_every_chunk_is_sent_at_once(card: Any) -> None:
         if update.get("player", {}).get("chunks") and "end" not in update["player"]:
             sent += 1
             assert len(asked) == sent
+
+
+def test_sound_made_too_slowly_waits_and_the_page_says_so(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_usual", {"": 0.6})
+    updates = run(card, [Status("speaking"), TextDelta("a long answer " * 20), chunk(0), chunk(2400)])
+    (whole,) = (
+        update for update in updates if update.get("player", {}).get("chunks") and "end" not in update["player"]
+    )
+    assert len(base64.b64decode(whole["player"]["chunks"][0][1])) == 2 * 4800, "all of it, once all of it is there"
+    told = [k for k, update in enumerate(updates) if "0.6 × real time" in update.get("status", "")]
+    assert told and told[0] < updates.index(whole)
+    assert "Done" in last(updates, "status")
 
 
 def test_text_updates_are_throttled_but_the_last_word_is_shown(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
