@@ -53,10 +53,10 @@ def build(config: MiniOmniConfig, state_of, name: str, precision: str = "fp32", 
     for part in ("whisper_adapter", *(f"transformer.h.{i}" for i in range(config.transformer.n_layer))):
         _fill(model.get_submodule(part), state_of(), part, device, dtype)
         lay_out(model.get_submodule(part), precision)
-    _fill(model.transformer["ln_f"], state_of(), "transformer.ln_f", device, dtype)
-    _fill(model.transformer["wte"], state_of(), "transformer.wte", device, dtype)
+    _fill(model.transformer.ln_f, state_of(), "transformer.ln_f", device, dtype)
+    _fill(model.transformer.wte, state_of(), "transformer.wte", device, dtype)
     if config.tied:
-        model.lm_head.weight = model.transformer["wte"].weight
+        model.lm_head.weight = model.transformer.get_parameter("wte.weight")
     else:
         _fill(model.lm_head, state_of(), "lm_head", device, dtype)
     model.lay_out_heads(precision)

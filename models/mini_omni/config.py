@@ -12,6 +12,7 @@ from litgpt.config import Config
 from models.errors import UserError
 
 LAYERS = 7  # audio tokens beside each text token
+SIZES = ("block_size", "n_layer", "n_embd", "n_head", "intermediate_size")
 SPECIALS = 64  # ids kept for special tokens at the end of each vocabulary
 END, PAD, INPUT, ANSWER, TRANSCRIPT = range(5)  # their order there
 
@@ -58,9 +59,12 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class MiniOmniConfig:
-    """`transformer` is the language model as litgpt describes it; `adapter_width` the width of the sound's features."""
+    """`transformer` is litgpt's Config of the language model (many of its types are optional, its values here are not);
 
-    transformer: Config
+    `adapter_width` is the width of the sound's features; `tied` says that embeddings and output head are one table.
+    """
+
+    transformer: Any
     vocabulary: Vocabulary
     adapter_width: int
     tied: bool
@@ -86,6 +90,9 @@ class MiniOmniConfig:
         known = {field.name for field in fields(Config)}
         kept = {key: value for key, value in given.items() if key in known}
         kept["attn_bias"] = given.get("add_qkv_bias") or False
+        wrong = [key for key in SIZES if not isinstance(kept.get(key), int)]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: whole numbers are needed")
         config = Config(**kept)
         if config.mlp_class_name != "LLaMAMLP" or config.norm_class_name != "RMSNorm" or config.parallel_residual:
             raise ValueError("only sequential blocks of RMSNorm and LLaMAMLP are known")

@@ -60,7 +60,7 @@ def columns(
 
     `features` [prompt.features, width] belong to a prompt of speech. The first column is not tested for an end (as
     upstream). With sound, the end is layer 6's end token; the text's end token is kept, and pads follow it. In two rows
-    the second is left once the text has ended. Raises UserError where the prompt leaves no place for an answer.
+    the second is left once the text has ended. The block's size bounds the answer too.
     """
     vocabulary, device = model.config.vocabulary, model.cos.device
     rows = prompt.last.shape[1]
@@ -72,10 +72,7 @@ def columns(
     for count in range(min(limit, cache.capacity - prompt.length)):
         hidden = _step(model, ids.to(device), cache)
         audio = sampler(model.audio_logits(hidden[0])) if prompt.task.speaks else None
-        if text_ended:
-            text = vocabulary.text_special(PAD)
-        else:
-            text = sampler(model.text_logits(hidden[-1])[None])[0]
+        text = vocabulary.text_special(PAD) if text_ended else sampler(model.text_logits(hidden[-1])[None])[0]
         ends = text == vocabulary.text_end if audio is None else audio[-1] == vocabulary.audio_end
         if ends and count > 0:
             return

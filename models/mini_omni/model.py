@@ -6,10 +6,11 @@ in place of the audio embeddings. Knows nothing of tasks, sampling, or what a to
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from litgpt.config import Config
-from litgpt.model import Block, CausalSelfAttention, apply_rope, build_rope_cache
+from litgpt.model import Block, apply_rope, build_rope_cache
 from torch import Tensor, nn
 
 from models.mini_omni.config import LAYERS, MiniOmniConfig
@@ -24,9 +25,9 @@ class KVCache:
     Memory is taken as it is filled (the system gives pages when they are written), so capacity costs nothing by itself.
     """
 
-    def __init__(self, config: Config, rows: int, capacity: int, like: Tensor):
+    def __init__(self, config: Any, rows: int, capacity: int, like: Tensor):
         shape = (config.n_layer, 2, rows, config.n_query_groups, capacity, config.head_size)
-        self._held = like.new_empty(shape)
+        self._held = like.new_zeros(shape)  # zeros, for what a mask hides still counts where it is NaN
         self._rows, self.capacity, self.length = rows, capacity, 0
 
     def layer(self, index: int, rows: int) -> tuple[Tensor, Tensor]:
@@ -54,6 +55,16 @@ class AudioAdapter(nn.Module):
         return self.proj(F.silu(self.fc_1(x)) * self.fc_2(x))
 
 
+class Transformer(nn.Module):
+    """The language model's parts, under the names that they have in the checkpoint."""
+
+    def __init__(self, gpt: Any, rows: int):
+        super().__init__()
+        self.wte: nn.Module = nn.Embedding(rows, gpt.n_embd)
+        self.h = nn.ModuleList(Block(gpt, index) for index in range(gpt.n_layer))
+        self.ln_f = gpt.norm_class(gpt.n_embd, eps=gpt.norm_eps)
+
+
 class MiniOmni(nn.Module):
     """The network. Built on the meta device and filled by checkpoint.py; inference only, no state of any request."""
 
@@ -62,13 +73,7 @@ class MiniOmni(nn.Module):
         gpt, self.config = config.transformer, config
         self.whisper_adapter = AudioAdapter(config.adapter_width, gpt.intermediate_size, gpt.n_embd)
         self.lm_head = nn.Linear(gpt.n_embd, config.vocabulary.rows, bias=gpt.lm_head_bias)
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.vocabulary.rows, gpt.n_embd),
-                "h": nn.ModuleList(Block(gpt, index) for index in range(gpt.n_layer)),
-                "ln_f": gpt.norm_class(gpt.n_embd, eps=gpt.norm_eps),
-            }
-        )
+        self.transformer = Transformer(gpt, config.vocabulary.rows)
         self.text_head: nn.Module | None = None  # the head in two, once lay_out_heads() has cut it
         self.audio_head: nn.Module | None = None
 
@@ -83,7 +88,7 @@ class MiniOmni(nn.Module):
 
         `features` [n, feature width], of a prompt of sound [8, positions], stand at 1…n in place of the audio's part.
         """
-        parts = self.transformer["wte"](ids)
+        parts = self.transformer.wte(ids)
         if features is not None:
             heard = self.whisper_adapter(features.to(parts.dtype))
             parts[:LAYERS, 1 : 1 + len(features)] = heard
@@ -124,24 +129,25 @@ class MiniOmni(nn.Module):
 
     def step_at(self, x: Tensor, where: Tensor, cache: KVCache) -> Tensor:
         """What static_step() captures: embeddings [rows, width] at position `where` int64 [1] → hidden states."""
-        mask = torch.arange(cache.capacity, device=x.device) <= where
+        mask = (torch.arange(cache.capacity, device=x.device) <= where)[None]
         return self._blocks(x[:, None], where, cache, cache_end=cache.capacity, mask=mask, trace=None)[:, 0]
 
     def _blocks(
         self, x: Tensor, where: Tensor, cache: KVCache, cache_end: int, mask: Tensor | None, trace: list[Tensor] | None
     ) -> Tensor:
         cos, sin = self.cos[None, where], self.sin[None, where]
-        for index, block in enumerate(self.transformer["h"]):
+        block: Any
+        for index, block in enumerate(self.transformer.h):
             keys, values = cache.layer(index, len(x))
             x = x + self._attend(block.attn, block.norm_1(x), cos, sin, keys, values, where, cache_end, mask)
             x = x + block.mlp(block.norm_2(x))
             if trace is not None:
                 trace.append(x)
-        return self.transformer["ln_f"](x)
+        return self.transformer.ln_f(x)
 
     def _attend(
         self,
-        attention: CausalSelfAttention,
+        attention: Any,
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
@@ -189,7 +195,7 @@ class MiniOmni(nn.Module):
         weight, text = self.lm_head.weight.data, self.config.vocabulary.text
         self.text_head, self.audio_head = linear(precision, weight[:text]), linear(precision, weight[text:])
         if precision == "int8":
-            self.transformer["wte"] = Int8Embedding(self.transformer["wte"].weight.data)
+            self.transformer.wte = Int8Embedding(self.transformer.get_parameter("wte.weight").data)
         del self.lm_head
 
     def place_positions(self, device: torch.device, dtype: torch.dtype) -> None:
