@@ -16,9 +16,10 @@ from torch import Tensor
 from models.capabilities import Sampling
 from models.mini_omni.config import LAYERS, PAD, Vocabulary
 from models.mini_omni.model import MiniOmni
-from models.mini_omni.prompts import Prompt, Task
+from models.mini_omni.prompts import Prompt
 
 TEMPERATURE = 0.9  # upstream's; it counts only where more than one token may be drawn
+UPSTREAM = Sampling()
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Column:
 class Sampler:
     """Draws ids from logits. Greedy unless a setting says otherwise, as upstream's default (top-k 1) is."""
 
-    def __init__(self, sampling: Sampling = Sampling()):
+    def __init__(self, sampling: Sampling = UPSTREAM):
         given = (sampling.temperature, sampling.top_p)
         top_k = sampling.top_k if sampling.top_k is not None else (1 if given == (None, None) else 0)
         self.temperature = TEMPERATURE if sampling.temperature is None else sampling.temperature
