@@ -95,7 +95,8 @@ class MiniOmniModel:
             prompt = self._read(request.text.strip(), task)
         yield Stats({"task": task.value})
         yield from self._say(prompt, features, request.sampling)
-        if features is not None:  # the answer is made, and still sounding: time to write down what was asked
+        if features is not None and request.transcribe:  # the answer still sounds: time to write down what was asked
+            yield Status("listening")
             yield from self._transcript(features)
 
     def _write_about(self, request: UnderstandRequest) -> Steps:
