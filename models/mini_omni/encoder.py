@@ -13,14 +13,18 @@ import torch.nn.functional as F
 import whisper.model
 from safetensors import safe_open
 from torch import Tensor, nn
-from whisper.audio import HOP_LENGTH, N_SAMPLES, SAMPLE_RATE, log_mel_spectrogram, pad_or_trim
+from whisper.audio import N_SAMPLES, SAMPLE_RATE, log_mel_spectrogram, pad_or_trim
 
 from models.errors import UserError
 from models.mini_omni.checkpoint import DTYPES, check
 from models.mini_omni.layers import Int8Linear
 
-POSITIONS_PER_S = SAMPLE_RATE // HOP_LENGTH // 2  # the second convolution halves the mel frames
-SILENCE = 1 * POSITIONS_PER_S  # positions of silence after the clip in a trimmed window
+# In a trimmed window the padding after the clip is thinned out: at a distance of d positions, one stands for
+# d / THINNING of them, at most for MOST_MERGED, and attention counts it that often: 134 more than the clip's. Of the
+# features that Whisper base makes of 24 clips of speech (2.7 to 8 s, English and Chinese), half have a cosine similarity
+# to those of the full window of at least 0.999, and 95 % of 0.994; the few others stand in pauses. With a window that is
+# simply cut, 95 % have 0.965 with 150 positions of silence after the clip, and 0.983 with 400.
+THINNING, MOST_MERGED = 16, 16
 
 
 class AudioEncoder:
@@ -73,17 +77,24 @@ class AudioEncoder:
     def encode(self, mel: Tensor | np.ndarray, length: int, trimmed: bool = False) -> Tensor:
         """What log_mel gave → the features [length, width] of the clip, in the encoder's own type.
 
-        `trimmed`: attend to the clip and SILENCE instead of all 30 s.
+        `trimmed`: the silence that pads the clip to 30 s is thinned out, which changes the features a little.
         """
-        net = self._network
-        window = min(length + SILENCE, self._positions) if trimmed else self._positions
-        frames = torch.as_tensor(mel)[None, :, : 2 * window].to(self._device, self._dtype)
-        x = F.gelu(net.conv2(F.gelu(net.conv1(frames))))
-        x = x.transpose(1, 2) + net.get_buffer("positional_embedding")[:window]
+        net, end = self._network, self._positions - 1
+        if trimmed:
+            end = min(length + 2, end)  # the padding looks the same from there on, seen through the convolutions
+        frames = torch.as_tensor(mel)[None, :, : 2 * end + 3].to(self._device, self._dtype)
+        x = F.gelu(net.conv2(F.gelu(net.conv1(frames)))).transpose(1, 2)
+        places, weights = net.get_buffer("positional_embedding"), None
+        if trimmed:
+            positions, counts = _thinned(length, self._positions)
+            x, places = x[:, positions.clamp(max=end)], places[positions]
+            weights = counts.log().to(x)
+        x = x + places
         *blocks, last = net.blocks
         for block in blocks:
-            x = _through(block, x, window)
-        return net.ln_post(_through(last, x, length))[0]  # what follows the clip is not asked for
+            x = _through(block, x, weights, x.shape[1])
+        x = _through(last, x, weights, length)  # what follows the clip is not asked for
+        return net.ln_post(x)[0]
 
 
 FILES = ("small.pt", "whisper.safetensors")
@@ -126,10 +137,26 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], path: str, precision: 
     module.load_state_dict(own, strict=False, assign=True)  # not strict: what is below has its own already
 
 
-def _through(block: whisper.model.ResidualAttentionBlock, x: Tensor, wanted: int) -> Tensor:
-    """A layer: x [1, n, width] → its first `wanted` positions [1, wanted, width], which attend to all n."""
+def _thinned(length: int, positions: int) -> tuple[Tensor, Tensor]:
+    """The positions of a trimmed window of `positions`, all of the clip's first, and how many each stands for."""
+    kept, counts, start = [*range(length)], [1] * length, length
+    while start < positions:
+        count = min(max(1, (start - length) // THINNING), MOST_MERGED, positions - start)
+        kept.append(start + (count - 1) // 2)
+        counts.append(count)
+        start += count
+    return torch.tensor(kept), torch.tensor(counts)
+
+
+def _through(block: whisper.model.ResidualAttentionBlock, x: Tensor, weights: Tensor | None, wanted: int) -> Tensor:
+    """A layer: x [1, n, width] → its first `wanted` positions [1, wanted, width], which attend to all n.
+
+    `weights` [n]: the logarithm of how many times a position counts; None: once each.
+    """
     attention, normed = block.attn, block.attn_ln(x)
-    query = attention.query(normed[:, :wanted])
-    heard, _ = attention.qkv_attention(query, attention.key(normed), attention.value(normed))
-    x = x[:, :wanted] + attention.out(heard)
+    parts = attention.query(normed[:, :wanted]), attention.key(normed), attention.value(normed)
+    query, key, value = (part.unflatten(-1, (attention.n_head, -1)).transpose(1, 2) for part in parts)
+    mask = None if weights is None else weights.expand(1, 1, wanted, -1)
+    heard = F.scaled_dot_product_attention(query, key, value, mask)
+    x = x[:, :wanted] + attention.out(heard.transpose(1, 2).flatten(2))
     return x + block.mlp(block.mlp_ln(x))
