@@ -78,7 +78,7 @@ class TalkRequest:
     `voice` is a voice of the library by id or "default"; `reference` is an own clip and wins over it.
     `character` describes whom a role-play should play, in the person's own words. `speak=False` asks for text alone;
     `transcribe=False` tells a model that writes down what it heard after its answer (Heard) that nobody will read it.
-    `fast_encoder` lets a model that has one hear the clip alone instead of a window of fixed length; None is the
+    `fast_encoder` lets a model that has one skip most of the silence that fills a clip up to its window; None is the
     model's own choice (yes on a CPU, no on a GPU), models without one ignore it.
     """
 

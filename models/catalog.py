@@ -84,8 +84,9 @@ class ModelSpec:
     default first.
     `at_once` is how many open requests the model advances in turn; the rest queue.
     `tasks` are those of Understanding that it serves; `longest_s` is the longest clip that it takes, None for any;
-    `voices` says whether a voice can be chosen, `fast_encoder` whether it has one (see TalkRequest).
-    `notes` names sentences of assets/text/ that a person should know before choosing it, by capability.
+    `voices` says whether a voice can be chosen, `speaks_findings` whether Understanding can be answered aloud,
+    `fast_encoder` whether it has one (see TalkRequest).
+    `notes` names sentences of assets/text/ that a person should know before choosing it, by capability or precision.
     """
 
     id: str
@@ -103,8 +104,9 @@ class ModelSpec:
     tasks: tuple[UnderstandTask, ...] = tuple(UnderstandTask)
     longest_s: float | None = None
     voices: bool = True
+    speaks_findings: bool = True
     fast_encoder: bool = False
-    notes: Mapping[Capability, str] = field(default_factory=dict)
+    notes: Mapping[Capability | str, str] = field(default_factory=dict)
 
     def weights_for(self, use: Use) -> tuple[Weights, ...]:
         """The weights that a request of this use needs."""
@@ -274,8 +276,13 @@ MINI_OMNI = ModelSpec(
     tasks=(UnderstandTask.TRANSCRIBE_EN, UnderstandTask.ANSWER),
     longest_s=30,
     voices=False,
+    speaks_findings=False,
     fast_encoder=True,
-    notes={Capability.LIVE: "mini_omni.in_live_chat", Capability.UNDERSTAND: "mini_omni.in_understanding"},
+    notes={
+        Capability.LIVE: "mini_omni.in_live_chat",
+        Capability.UNDERSTAND: "mini_omni.in_understanding",
+        "int8": "mini_omni.in_int8",
+    },
 )
 
 CATALOG: tuple[ModelSpec, ...] = (MINICPM_O, MINI_OMNI, COMPACT)  # "auto" takes the first that can run here

@@ -16,6 +16,7 @@ from tabs.examples import clips, example_buttons, wire_example
 from tabs.house import STREAMING, House
 from tabs.i18n import language_of, t
 from tabs.likeness import likeness_html
+from tabs.model_picker import model_picker
 from tabs.my_voices import keep_voices
 from tabs.requests import language_of_request, text_of, waveform_of
 from tabs.shared import (
@@ -23,7 +24,6 @@ from tabs.shared import (
     advanced_settings,
     answer_card,
     language_picker,
-    model_picker,
     run_buttons,
     speech_input,
     text_input,

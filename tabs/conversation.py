@@ -26,6 +26,7 @@ from models.text import say
 from tabs.answer import Answer, answer, stop
 from tabs.house import GLUE, STREAMING, House
 from tabs.i18n import both, language_of, t
+from tabs.model_picker import model_picker
 from tabs.my_voices import keep_voices
 from tabs.requests import language_of_request, text_of, waveform_of
 from tabs.shared import (
@@ -35,7 +36,6 @@ from tabs.shared import (
     advanced_settings,
     answer_card,
     language_picker,
-    model_picker,
     press,
     run_buttons,
     speech_input,

@@ -203,11 +203,10 @@ def _component(parameter: inspect.Parameter) -> Component:
     name, default = parameter.name, parameter.default
     if name in CLIPS:
         return gr.Audio(visible=False, type="filepath", label=name)
-    if name == "history":
+    if name in ("history", "fast_encoder"):  # the latter: true, false or null
         return gr.JSON(visible=False, label=name)
-    if isinstance(default, bool) or name == "fast_encoder":
-        value: Any = default
-        return gr.JSON(value, visible=False, label=name)  # true, false or null
+    if isinstance(default, bool):
+        return gr.Checkbox(default, visible=False, label=name)
     if isinstance(default, str):
         return gr.Textbox(default, visible=False, label=name)
     return gr.Number(default, visible=False, label=name)

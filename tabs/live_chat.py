@@ -27,9 +27,10 @@ from tabs.i18n import both, language_of, t
 from tabs.live_audio import heard, heard_chunk, live_audio, live_value
 from tabs.live_reply import Began, Written, perform
 from tabs.live_session import Line, Reaction, Session
+from tabs.model_picker import fast_encoder, fast_wish, model_picker, spec_of
 from tabs.player import SoundStream, flush_value
 from tabs.requests import language_of_request, text_of
-from tabs.shared import advanced_settings, language_picker, model_picker, two_columns, voice_picker
+from tabs.shared import advanced_settings, language_picker, two_columns, voice_picker
 from tabs.visits import visits
 
 log = logging.getLogger(__name__)
@@ -85,9 +86,18 @@ def build(house: House) -> None:
                 PAUSE[0], PAUSE[1], PAUSE[2], step=0.1, label=t("live_chat.pause"), info=t("live_chat.pause_info")
             )
             with gr.Accordion(t("live_chat.settings"), open=False):
-                voices = voice_picker()
-                language = language_picker()
                 model = model_picker(house, Capability.LIVE)
+                with gr.Column(elem_id="parley-live-voice") as of_choice:
+                    voices = voice_picker()
+                    language = language_picker()
+                answers = gr.Radio(
+                    [(t("live_chat.answers_spoken"), "spoken"), (t("live_chat.answers_text"), "text")],
+                    value="spoken",
+                    label=t("live_chat.answers"),
+                    elem_classes="parley-pills",
+                    elem_id="parley-live-answers",
+                )
+                fast = fast_encoder(house, Capability.LIVE, model)
             settings = advanced_settings()
         with right, gr.Column(elem_classes="parley-card"):
             transcript = gr.Chatbot(
@@ -110,14 +120,23 @@ def build(house: House) -> None:
 
     # --- the person ---------------------------------------------------------------------------------------------------
 
-    def start(chosen: str, event: gr.EventData, request: gr.Request) -> Iterator[Update]:
+    def wishes(chosen: str, voice: str, spoken: str) -> tuple[str, str]:
+        """Voice and language to ask for: what the chosen model has no choice of is hidden, and does not count."""
+        spec = spec_of(house, Capability.LIVE, chosen)
+        if spec is not None and not spec.voices:
+            voice = "default"
+        only = spec.languages[0] if spec is not None and len(spec.languages) == 1 else None
+        return voice, only or language_of_request(spoken)
+
+    def start(chosen: str, voice: str, spoken: str, event: gr.EventData, request: gr.Request) -> Iterator[Update]:
         """The microphone is open: get everything ready, so that the first answer is as quick as the tenth."""
         sessions.of(request).open(str((event._data or {}).get("visit", ""))[:64])
         VoiceActivity().push(np.zeros(FRAME, np.float32))  # loads the network before the first chunk comes
         words = language_of(request)
         yield {error: "", status: ""}
         try:
-            for step in house.registry.stream(chosen, WarmRequest(capability=Capability.LIVE)):
+            warm = WarmRequest(capability=Capability.LIVE, language=wishes(chosen, voice, spoken)[1])
+            for step in house.registry.stream(chosen, warm):
                 if isinstance(step, Status):
                     yield {status: status_html(step, words)}
             yield {status: _line(say("live_chat.ready", words))}
@@ -153,21 +172,28 @@ def build(house: House) -> None:
 
     # --- the reply ----------------------------------------------------------------------------------------------------
 
-    def converse(chosen: str, voice: str, spoken: str, request: gr.Request, *values: Any) -> Iterator[Update]:
+    def converse(
+        chosen: str, voice: str, spoken: str, answer_as: str, quick_ear: bool, request: gr.Request, *values: Any
+    ) -> Iterator[Update]:
         session, words = sessions.of(request), language_of(request)
         reply = session.take()
         if reply is None:
             yield {ticket: gr.skip()}
             return
 
+        reply.spoken = answer_as != "text"
+
         def open_stream():
+            own_voice, in_language = wishes(chosen, voice, spoken)
             asked = TalkRequest(
                 capability=Capability.LIVE,
                 audio=reply.audio,
                 text=reply.text,
-                voice=voice,
-                language=language_of_request(spoken),
+                voice=own_voice,
+                language=in_language,
                 history=reply.history,
+                speak=reply.spoken,
+                fast_encoder=fast_wish(house, Capability.LIVE, chosen, quick_ear),
                 sampling=settings.sampling(*values),
             )
             return house.registry.stream(chosen, asked)
@@ -186,11 +212,14 @@ def build(house: House) -> None:
                 elif isinstance(step, AudioChunk):
                     update: Update = {live: live_value("thinking", sound=sound.chunk(step.pcm, step.rate))}
                     if sound.seq == 1:
-                        update |= {status: "", transcript: messages(session.lines())}
+                        update |= {status: "", transcript: messages(session.lines(), words)}
                     yield update
                 elif isinstance(step, Written) and time.monotonic() - shown_at >= TEXT_INTERVAL:
                     shown_at = time.monotonic()
-                    yield {transcript: messages(session.lines())}
+                    yield {transcript: messages(session.lines(), words)}
+                elif isinstance(step, Status) and sound.seq and step.phase != "speaking":
+                    # It goes on to something else, such as writing down what it heard: no more sound comes.
+                    yield {live: live_value("listening", sound=sound.end())}
                 elif isinstance(step, Status) and step.phase != phase and not sound.seq:
                     phase = step.phase
                     yield {status: status_html(step, words)}
@@ -200,11 +229,11 @@ def build(house: House) -> None:
             steps.close()
         if reply.cancelled.is_set():
             if reply.confirmed.is_set():
-                yield {transcript: messages(session.lines())}
+                yield {transcript: messages(session.lines(), words)}
             return
         yield {
             live: live_value("listening", sound=sound.end()),
-            transcript: messages(session.lines()),
+            transcript: messages(session.lines(), words),
             status: _line(say("live_chat.not_caught", words)) if _unclear(failure) else "",
             error: _error(failure, words) if failure and not _unclear(failure) else "",
             figures: _figures({**measured, **reply.figures()}, words),
@@ -213,7 +242,13 @@ def build(house: House) -> None:
 
     # Whoever gives a ticket must be queued: only then Gradio's page learns that the State has changed.
     quick = {**STREAMING, "trigger_mode": "multiple", "concurrency_limit": None}
-    live.start(start, model, [status, error], **quick)
+    model.change(
+        lambda chosen: gr.update(visible=(spec := spec_of(house, Capability.LIVE, chosen)) is None or spec.voices),
+        model,
+        of_choice,
+        **GLUE,
+    )
+    live.start(start, [model, voices.voice, language], [status, error], **quick)
     live.chunk(hear, pause, [live, ticket], **quick)
     live.interrupt(interrupt, None, live, **GLUE)
     live.stop(close, None, [live, status], **GLUE)
@@ -221,16 +256,18 @@ def build(house: House) -> None:
     clear.click(forget, None, [live, transcript, status, error, figures], **GLUE)
     ticket.change(
         converse,
-        [model, voices.voice, language, *settings.inputs],
+        [model, voices.voice, language, answers, fast, *settings.inputs],
         [live, transcript, status, error, figures, text, ticket],
         **quick,
     )
 
 
-def messages(lines: list[Line]) -> list[dict[str, str]]:
+def messages(lines: list[Line], language: str) -> list[dict[str, str]]:
     """The transcript as gr.Chatbot takes it; an answer that was interrupted ends in an ellipsis."""
+    spoken = say("live_chat.spoken_turn", language)
     return [
-        {"role": line.role, "content": escape(line.text, quote=False) + ("…" if line.cut else "")} for line in lines
+        {"role": line.role, "content": escape(line.text or spoken, quote=False) + ("…" if line.cut else "")}
+        for line in lines
     ]
 
 

@@ -85,6 +85,7 @@ class Reply:
     times: dict[str, float] = field(default_factory=dict)
     heard: str = ""
     said: str = ""
+    spoken: bool = True  # or in text alone, which is read as it is written
     finished: bool = False
     confirmed: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -111,7 +112,10 @@ class Reaction:
 
 @dataclass(frozen=True)
 class Line:
-    """A turn as the transcript shows it; `cut` where the answer was interrupted, `open` while it is being made."""
+    """A turn as the transcript shows it; `cut` where the answer was interrupted, `open` while it is being made.
+
+    A spoken turn of which no transcript is made (yet) has no text.
+    """
 
     role: str
     text: str
@@ -244,7 +248,8 @@ class Session:
             self._settle()
             lines, reply = list(self._lines), self._reply
             if reply is not None and reply.confirmed.is_set():
-                lines += [Line("user", reply.question, open=True)] if reply.question else []
+                asked = reply.question or (reply.audio is not None and reply.said.strip())
+                lines += [Line("user", reply.question, open=True)] if asked else []
                 lines += [Line("assistant", reply.said.strip(), open=True)] if reply.said.strip() else []
             return lines
 
@@ -252,7 +257,7 @@ class Session:
         """What was said and heard until now, for a model."""
         with self._lock:
             self._settle()
-            return tuple(Turn(line.role, line.text) for line in self._lines)
+            return tuple(Turn(line.role, line.text) for line in self._lines if line.text)
 
     # --- behind the lock ----------------------------------------------------------------------------------------------
 
@@ -337,6 +342,8 @@ class Session:
             return None
         if "first_sound" in reply.times:
             self._keep(reply, spoken_part(reply.said, reply.playback.characters(self._clock())), cut=True)
+        elif not reply.spoken and reply.said.strip():
+            self._keep(reply, reply.said.strip(), cut=True)
         elif went_on and reply.audio is not None:
             self._carried = reply.audio
         elif reply.question:
@@ -357,7 +364,7 @@ class Session:
             self._reply = None
 
     def _keep(self, reply: Reply, said: str, cut: bool = False) -> None:
-        if reply.question:
+        if reply.question or reply.audio is not None:
             self._lines.append(Line("user", reply.question))
         if said:
             self._lines.append(Line("assistant", said, cut))

@@ -14,13 +14,13 @@ from tabs.examples import clips_for, example_buttons, wire_example
 from tabs.house import STREAMING, House
 from tabs.i18n import language_of, t
 from tabs.likeness import likeness_html
+from tabs.model_picker import model_picker
 from tabs.pictures import comparison_html
 from tabs.requests import language_of_request, waveform_of
 from tabs.shared import (
     advanced_settings,
     answer_card,
     language_picker,
-    model_picker,
     run_buttons,
     speech_input,
     two_columns,

@@ -133,7 +133,8 @@ def card_html(model: dict[str, Any], language: str) -> str:
     parts = "".join(_part(part, language) for part in model["parts"])
     # Models of which this version knows no engine are still shown: the sentence says what they will need.
     why = model["obstacle"] and UserError(model["obstacle"]["code"], **model["obstacle"]["facts"]).sentence(language)
-    note = f'<p class="parley-notice">{escape(why)}</p>' if why else ""
+    notes = [why] if why else [say(model["note"], language)] if model["note"] else []
+    note = "".join(f'<p class="parley-notice">{escape(sentence)}</p>' for sentence in notes)
     listed = f'<ul class="parley-parts">{parts}</ul>' if len(model["parts"]) > 1 else ""
     return f"{head}{lines}{note}{listed}"
 

@@ -30,11 +30,11 @@ from gradio.i18n import I18nData
 from gradio.processing_utils import save_bytes_to_cache
 
 from models.audio import encode_mp3
-from models.capabilities import Capability, Sampling
+from models.capabilities import Sampling
 from models.text import FOLDER as TEXTS
 from models.text import say
 from tabs.answer import stop
-from tabs.house import GLUE, House
+from tabs.house import GLUE
 from tabs.i18n import both, language_of, phrase, t
 from tabs.player import player
 from tabs.requests import sampling as check_sampling
@@ -84,13 +84,6 @@ def language_picker(label: I18nData | None = None) -> gr.Radio:
     """ "auto", "en" or "zh"."""
     choices = [(t("page.auto"), "auto"), (t("page.english"), "en"), (t("page.chinese"), "zh")]
     return gr.Radio(choices, value="auto", label=label or t("page.answer_language"), elem_classes="parley-pills")
-
-
-def model_picker(house: House, capability: Capability) -> gr.Dropdown:
-    """A model's id, or "auto", among those offered that can do `capability`."""
-    choices: list[Any] = [(t("page.model_auto"), "auto")]
-    choices += [(spec.title, spec.id) for spec in house.registry.models_for(capability)]
-    return gr.Dropdown(choices, value="auto", label=t("page.model"), filterable=False)
 
 
 # --- voices -----------------------------------------------------------------------------------------------------------

@@ -11,14 +11,14 @@ from models.capabilities import Capability, UnderstandRequest, UnderstandTask
 from models.text import say
 from tabs.answer import Answer, answer
 from tabs.examples import clips, example_buttons, wire_example
-from tabs.house import STREAMING, House
+from tabs.house import GLUE, STREAMING, House
 from tabs.i18n import language_of, phrase, t
+from tabs.model_picker import fast_encoder, fast_wish, model_picker, spec_of
 from tabs.pictures import chips_html, tags_html
 from tabs.requests import language_of_request, task_of, text_of, waveform_of
 from tabs.shared import (
     advanced_settings,
     answer_card,
-    model_picker,
     notice,
     run_buttons,
     speech_input,
@@ -67,13 +67,21 @@ def build(house: House) -> None:
             )
             buttons = run_buttons(t("understanding.run"))
             model = model_picker(house, Capability.UNDERSTAND)
+            fast = fast_encoder(house, Capability.UNDERSTAND, model)
             settings = advanced_settings()
         with right:
             card = answer_card("understanding.empty")
             findings = gr.HTML("", apply_default_css=False, elem_classes="parley-pictures")
 
     def go(
-        path: str | None, wanted: str, asked: str, spoken: bool, chosen: str, request: gr.Request, *values: Any
+        path: str | None,
+        wanted: str,
+        asked: str,
+        spoken: bool,
+        chosen: str,
+        quick_ear: bool,
+        request: gr.Request,
+        *values: Any,
     ) -> Iterator[dict[Any, Any]]:
         words, made = language_of(request), Answer()
 
@@ -86,7 +94,8 @@ def build(house: House) -> None:
                     task=kind,
                     question=text_of(asked, needed=kind is UnderstandTask.ASK),
                     language=language_of_request(words if kind is UnderstandTask.SPEAKER else "auto"),
-                    speak=bool(spoken),
+                    speak=bool(spoken) and speaks(chosen),
+                    fast_encoder=fast_wish(house, Capability.UNDERSTAND, chosen, quick_ear),
                     sampling=settings.sampling(*values),
                 ),
             )
@@ -97,8 +106,25 @@ def build(house: House) -> None:
         visits.keep(request, made.path)
         yield {findings: findings_html(made.stats, words)}
 
-    inputs, outputs = [recording, task, question, aloud, model, *settings.inputs], [*card.outputs, findings]
+    def speaks(chosen: str) -> bool:
+        spec = spec_of(house, Capability.UNDERSTAND, chosen)
+        return spec is None or spec.speaks_findings
+
+    def offer(chosen: str, wanted: str, request: gr.Request) -> dict[Any, Any]:
+        """The tasks that the chosen model serves, and what else it can do."""
+        spec, words = spec_of(house, Capability.UNDERSTAND, chosen), language_of(request)
+        served = spec.tasks if spec is not None else tuple(UnderstandTask)
+        choices = [(say(f"understanding.{each.value}", words), each.value) for each in UnderstandTask if each in served]
+        kept = wanted if wanted in {each.value for each in served} else choices[0][1]
+        return {
+            task: gr.update(choices=choices, value=kept),
+            question: gr.update(visible=kept == ASK),
+            aloud: gr.update(visible=speaks(chosen)),
+        }
+
+    inputs, outputs = [recording, task, question, aloud, model, fast, *settings.inputs], [*card.outputs, findings]
     gr.on([buttons.run.click, question.submit], go, inputs, outputs, **STREAMING)
+    model.change(offer, [model, task], [task, question, aloud], **GLUE)
     task.change(None, task, question, js=SHOW_QUESTION_JS, api_visibility="private")
     for button, (clip, each) in zip(examples, EXAMPLES, strict=True):
         wire_example(button, {recording: clips()[clip].path, task: each.value}, go, inputs, outputs)

@@ -16,13 +16,13 @@ from tabs.answer import Answer, answer
 from tabs.examples import example_buttons, wire_example
 from tabs.house import GLUE, STREAMING, House
 from tabs.i18n import both, language_of, phrase, t
+from tabs.model_picker import model_picker
 from tabs.pictures import chips_html
 from tabs.requests import text_of
 from tabs.shared import (
     ASSETS,
     advanced_settings,
     answer_card,
-    model_picker,
     notice,
     run_buttons,
     text_input,

@@ -11,6 +11,8 @@ from models.audio import SPEECH_RATE
 from models.capabilities import AudioChunk, Heard, Stats, Status, TextDelta, Waveform
 from models.compact.activity import TurnEvent
 from models.errors import UserError
+from tabs import pace
+from tabs.live_chat import messages
 from tabs.live_reply import Began, Written, perform
 from tabs.live_session import MAX_EARLY, Playback, Session, spoken_part
 
@@ -321,3 +323,77 @@ def test_playback_knows_what_has_sounded():
 )
 def test_spoken_part_ends_with_a_whole_word(text: str, characters: int, kept: str):
     assert spoken_part(text, characters) == kept
+
+
+def test_a_transcript_that_comes_after_the_answer_stands_before_it(stage: Stage):
+    stage.event("speech_start")
+    stage.event("maybe_end", "turn_end")
+    reply = stage.session.take()
+    sound = AudioChunk(np.ones(RATE, np.int16), RATE)
+    steps = perform(stage.session, reply, lambda: iter([TextDelta("Fine."), sound, sound, Heard("How are you?")]), {})
+    next(step for step in steps if isinstance(step, AudioChunk))
+    assert [(line.role, line.text) for line in stage.session.lines()] == [("user", ""), ("assistant", "Fine.")]
+    assert [turn["content"] for turn in messages(stage.session.lines(), "en")] == ["(what you said)", "Fine."]
+    list(steps)
+    assert [(line.role, line.text) for line in stage.session.lines()] == [
+        ("user", "How are you?"),
+        ("assistant", "Fine."),
+    ]
+    stage.after(3)
+    assert spoken(stage.session) == [("user", "How are you?"), ("assistant", "Fine.")]
+
+
+def test_a_turn_interrupted_before_its_transcript_keeps_its_place(stage: Stage):
+    stage.event("speech_start")
+    stage.event("maybe_end", "turn_end")
+    reply = stage.session.take()
+    sound = AudioChunk(np.ones(RATE, np.int16), RATE)
+    steps = perform(stage.session, reply, lambda: iter([TextDelta("One two."), sound, sound, Heard("Count")]), {})
+    next(step for step in steps if isinstance(step, AudioChunk))
+    stage.after(9)
+    stage.session.interrupt()
+    list(steps)
+    assert [(line.role, line.text, line.cut) for line in stage.session.lines()] == [
+        ("user", "", False),
+        ("assistant", "One two.", True),
+    ]
+    assert spoken(stage.session) == [("assistant", "One two.")], "a model is told no empty turn"
+
+
+def test_nothing_stands_for_a_turn_until_its_answer_begins(stage: Stage):
+    stage.event("speech_start")
+    stage.event("maybe_end", "turn_end")
+    assert stage.session.take() is not None
+    assert stage.session.lines() == [], "it may have been noise"
+
+
+def test_an_answer_in_text_alone_is_kept_when_it_is_interrupted(stage: Stage):
+    stage.session.write("Tell me a story")
+    reply = stage.session.take()
+    assert reply is not None
+    reply.spoken = False
+    steps = perform(stage.session, reply, lambda: iter([TextDelta("Once upon "), TextDelta("a time")]), {})
+    while not reply.said:
+        next(steps)
+    stage.event("speech_start")
+    list(steps)
+    assert reply.cancelled.is_set()
+    assert [(line.text, line.cut) for line in stage.session.lines()] == [
+        ("Tell me a story", False),
+        ("Once upon", True),
+    ]
+
+
+def test_sound_that_is_held_back_has_not_left(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pace, "_usual", {"": 0.5})
+    stage.session.write("hello")
+    reply = stage.session.take()
+    sound = AudioChunk(np.ones(RATE // 10, np.int16), RATE)
+    stream = [Status("speaking"), TextDelta("a long answer " * 9), sound, sound, Status("listening"), Heard("hello")]
+    steps = perform(stage.session, reply, lambda: iter(stream), {})
+    told = next(step for step in steps if isinstance(step, Status) and step.phase == "too_slow")
+    assert told.facts == {"rate": "0.5"}
+    assert "first_sound" not in reply.times
+    whole = next(step for step in steps if isinstance(step, AudioChunk))
+    assert len(whole.pcm) == 2 * len(sound.pcm)
+    assert "first_sound" in reply.times and not reply.heard, "it sounds before the transcript is made"
