@@ -276,6 +276,12 @@ def test_a_config_that_cannot_be_streamed(tmp_path: Path, parts, changes: dict):
         assert "attention" in error.value.facts["what"]
 
 
+def test_memory_is_the_decoders_alone(parts, codec: Codec):
+    """The encoder is not kept, and the decoder only once."""
+    decoder = sum(tensor.nbytes for key, tensor in parts[1].items() if not key.startswith("encoder."))
+    assert 0.8 * decoder < codec.memory_bytes() < 1.1 * decoder
+
+
 def test_no_files(tmp_path: Path):
     with pytest.raises(UserError) as error:
         Codec.load(tmp_path)

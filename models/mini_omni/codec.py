@@ -99,6 +99,12 @@ class Codec:
         """The sound of frames that come bit by bit; with a generator, with noise drawn from it."""
         return CodecStream(self, lambda: None if noise is None else partial(_normal, noise))
 
+    def memory_bytes(self) -> int:
+        """Bytes of the weights."""
+        parts = [self, *self._steps]
+        parts += [part for step in self._steps for part in vars(step).values() if isinstance(part, Filter)]
+        return sum(value.nbytes for part in parts for value in vars(part).values() if isinstance(value, Tensor))
+
     def embed(self, frames: Tensor) -> Tensor:
         """[n, width] → the decoder's input [n · times, channels]."""
         if frames.ndim != 2 or frames.shape[1] != self.width or frames.is_floating_point():

@@ -43,7 +43,8 @@ class Filter:
 
     def __init__(self, weight: Tensor, bias: Tensor, alpha: Tensor | None = None, dilation: int = 1):
         """`weight` is [kernel, in, out] or, for a depthwise convolution, [channels, 1, 1, kernel]; 1/α is in it."""
-        self.weight, self.bias, self.alpha, self.dilation = weight.contiguous(), bias, alpha, dilation
+        self.weight, self.alpha, self.dilation = weight.contiguous(), alpha, dilation
+        self.bias = bias.clone()  # else it would keep the file mapped that it came from
         self.depthwise = weight.ndim == 4
         self.width = weight.shape[0 if self.depthwise else 1]  # input channels
         self.tail = (weight.shape[3 if self.depthwise else 0] - 1) * dilation  # input rows needed besides the newest
