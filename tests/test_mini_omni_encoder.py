@@ -9,10 +9,15 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file, save_file
+from whisper.model import ModelDimensions
 
+from models.audio import load
+from models.catalog import WHISPER_BASE
+from models.compact import ctranslate2
 from models.errors import UserError
 from models.mini_omni.encoder import AudioEncoder, _thinned
 from models.mini_omni.layers import Int8Linear
+from tests.test_hear import FIXTURES, openai_state
 
 GOLDEN = Path(__file__).parent / "golden" / "mini_omni"
 CASES = [
@@ -222,3 +227,25 @@ class Trap:
 
     def __reduce__(self):
         return (Path.touch, (self.path,))
+
+
+# --- on real speech, with weights that were trained: Whisper base in the place of Whisper small ---
+
+
+@pytest.mark.compact
+@pytest.mark.parametrize(("precision", "trimmed"), [("int8", False), ("fp32", True), ("int8", True)])
+@pytest.mark.parametrize("clip", ["kokoro_en.flac", "kokoro_en_man.flac", "aishell_BAC009S0764W0121.flac"])
+def test_savings_keep_what_was_heard(whisper_base, precision, trimmed, clip):
+    full = whisper_base["fp32"]
+    heard = full.log_mel(load(FIXTURES / clip).samples)
+    alike = torch.cosine_similarity(whisper_base[precision].encode(*heard, trimmed), full.encode(*heard), dim=-1)
+    assert alike.median() > 0.995
+    assert (alike > 0.95).float().mean() > 0.95  # a position or two in a pause may differ
+
+
+@pytest.fixture(scope="module")
+def whisper_base(compact_weights) -> dict[str, AudioEncoder]:
+    tensors = ctranslate2.read(compact_weights.path(WHISPER_BASE))
+    sizes = ModelDimensions(80, 1500, 512, 8, 6, 51865, 448, 512, 8, 6)
+    state = openai_state(tensors, layers=6)
+    return {precision: AudioEncoder(state, sizes, precision, "cpu") for precision in ("fp32", "int8")}
