@@ -286,3 +286,16 @@ def test_no_files(tmp_path: Path):
     with pytest.raises(UserError) as error:
         Codec.load(tmp_path)
     assert error.value.facts["file"] == "config.json"
+
+
+def test_the_older_spelling_of_weight_norm_is_read(tmp_path: Path, parts):
+    spelt = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    older = dict(parts[1])
+    for key in list(older):
+        for new, old in spelt.items():
+            if key.endswith(new):
+                older[key.replace(new, old)] = older.pop(key)
+    frames = torch.randint(0, 4096, (3, 7))
+    read = [Codec.load(folder_with(tmp_path, parts[0], state)).decode(frames) for state in (parts[1], older)]
+    assert older.keys() != parts[1].keys()
+    assert torch.equal(*read)

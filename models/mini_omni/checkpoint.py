@@ -50,16 +50,16 @@ def build(config: MiniOmniConfig, state_of, name: str, precision: str = "fp32", 
         model = MiniOmni(config)
     check(state_of(), expected(model), name)
     dtype = DTYPES[precision]
-    for part in ("whisper_adapter", *(f"transformer.h.{i}" for i in range(config.transformer.n_layer))):
-        _fill(model.get_submodule(part), state_of(), part, device, dtype)
-        lay_out(model.get_submodule(part), precision)
-    _fill(model.transformer.ln_f, state_of(), "transformer.ln_f", device, dtype)
-    _fill(model.transformer.wte, state_of(), "transformer.wte", device, dtype)
+    _fill(model.transformer.wte, state_of(), "transformer.wte", device, dtype)  # the biggest first
     if config.tied:
         model.lm_head.weight = model.transformer.get_parameter("wte.weight")
     else:
         _fill(model.lm_head, state_of(), "lm_head", device, dtype)
     model.lay_out_heads(precision)
+    for part in ("whisper_adapter", *(f"transformer.h.{i}" for i in range(config.transformer.n_layer))):
+        _fill(model.get_submodule(part), state_of(), part, device, dtype)
+        lay_out(model.get_submodule(part), precision)
+    _fill(model.transformer.ln_f, state_of(), "transformer.ln_f", device, dtype)
     model.place_positions(torch.device(device), dtype)
     return model.requires_grad_(False).eval()
 
@@ -84,9 +84,12 @@ def check(state: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], name: s
 
 
 def _fill(module: nn.Module, state: Mapping[str, Tensor], prefix: str, device: str, dtype: torch.dtype) -> None:
-    """Litgpt's attention brings the old order of query, key and value (by group) into its own as it loads."""
-    own = dict(_below(state, prefix + "."))
-    module.load_state_dict({key: tensor.to(device, dtype) for key, tensor in own.items()}, assign=True)
+    """Litgpt's attention brings the old order of query, key and value (by group) into its own as it loads.
+
+    Vectors are copied: one that stays mapped to the file would keep every page in memory that was read beside it.
+    """
+    own = {key: tensor.to(device, dtype, copy=tensor.ndim == 1) for key, tensor in _below(state, prefix + ".")}
+    module.load_state_dict(own, assign=True)
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:

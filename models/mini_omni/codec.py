@@ -183,8 +183,9 @@ def _hand_out(values: Tensor) -> Draw:
 
 
 def _read(file: Path) -> Mapping[str, Tensor]:
-    if file.suffix != ".safetensors":
-        return read(file)
+    if file.suffix != ".safetensors":  # and weight norm is spelt as torch does today, or as it did before 2.0
+        spelt = (("weight_g", "parametrizations.weight.original0"), ("weight_v", "parametrizations.weight.original1"))
+        return {key.replace(*spelt[0]).replace(*spelt[1]): tensor for key, tensor in read(file).items()}
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:

@@ -29,7 +29,7 @@ from models.catalog import MINI_OMNI, ModelSpec
 from models.errors import UserError
 from models.mini_omni import checkpoint
 from models.mini_omni.codec import RATE, Codec, to_pcm
-from models.mini_omni.encoder import POSITIONS_PER_S, AudioEncoder
+from models.mini_omni.encoder import AudioEncoder
 from models.mini_omni.generate import Column, Frames, Sampler, columns
 from models.mini_omni.model import MiniOmni
 from models.mini_omni.prompts import Prompt, Task, speech_prompt, text_prompt
@@ -38,6 +38,7 @@ from models.mini_omni.tokenizer import Tokenizer, Writing
 Steps = Iterator["Event | None"]
 Heeded = Generator["Event | None", None, "tuple[torch.Tensor, Prompt]"]
 
+POSITION_S = 0.02  # s of sound that one feature stands for
 FIRST_FRAMES = 4  # decoded together at first, so that playback begins with some lead
 LATER_FRAMES = 2
 TEXT_TOKENS = 512  # the longest answer without sound, unless a person asks for more
@@ -113,7 +114,7 @@ class MiniOmniModel:
         mel, length = self._encoder.log_mel(resample(waveform, SPEECH_RATE).samples)
         prompt = speech_prompt(task, self._vocabulary, length)
         if prompt.length >= self._block:
-            most = (self._block - (prompt.length - length) - 1) / POSITIONS_PER_S
+            most = (self._block - (prompt.length - length) - 1) * POSITION_S
             raise UserError("audio_too_long_for", model=MINI_OMNI.title, seconds=waveform.seconds, most=most)
         on_cpu = self._network.cos.device.type == "cpu"
         return self._encoder.encode(mel, length, trimmed=on_cpu if fast is None else fast), prompt

@@ -56,9 +56,12 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 […, in] → […, out]."""
-        largest = x.abs().amax(-1, keepdim=True).clamp_min_(1e-30)
-        y = torch.ops.quantized.linear_dynamic(x / largest, self.packed, SEVEN_BITS) * largest
-        return y if self.bias is None else y + self.bias
+        if x.numel() == x.shape[-1]:
+            y = torch.ops.quantized.linear_dynamic(x, self.packed, SEVEN_BITS)
+        else:
+            largest = torch.linalg.vector_norm(x, torch.inf, -1, keepdim=True).clamp_min_(1e-30)
+            y = torch.ops.quantized.linear_dynamic(x / largest, self.packed, SEVEN_BITS).mul_(largest)
+        return y if self.bias is None else y.add_(self.bias)
 
 
 class Int8Embedding(nn.Module):
