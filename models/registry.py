@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 import secrets
 import threading
 import time
@@ -39,6 +40,7 @@ from models.worker import HEARTBEAT, Worker
 
 log = logging.getLogger(__name__)
 
+HANZI = re.compile("[\u3400-\u9fff]")
 MEMORY_SHARE = 0.85  # of a device's memory; the rest is the system's and the caches'
 
 
@@ -353,6 +355,8 @@ def lack(spec: ModelSpec, request: Request) -> UserError | None:
     if isinstance(request, UnderstandRequest) and request.task not in spec.tasks:
         return UserError("task_not_served", model=spec.title, task=request.task.value, known=_names(spec.tasks))
     language = getattr(request, "language", "auto")
+    if language == "auto" and HANZI.search(getattr(request, "text", "")):
+        language = "zh"
     if language not in ("auto", *spec.languages):
         return UserError("language_not_spoken", model=spec.title, language=language, known=", ".join(spec.languages))
     if not spec.voices and (getattr(request, "reference", None) or getattr(request, "voice", "default") != "default"):

@@ -280,10 +280,11 @@ def test_auto_takes_what_can_do_all_that_is_asked(house):
     two = house(english, both_languages)
 
     def chosen(**more):
-        return two.choose("auto", Capability.LIVE, ask("a", capability=Capability.LIVE, **more)).id
+        return two.choose("auto", Capability.LIVE, ask(**{"text": "a", "capability": Capability.LIVE, **more})).id
 
     assert chosen() == "both", "a model of one language only where the request says that language"
     assert chosen(language="zh") == "both"
+    assert chosen(text="你好") == "both"
     assert chosen(language="en") == "english"
     assert chosen(language="en", voice="af_heart") == "both"
     assert chosen(language="en", reference=CLIP) == "both"
@@ -307,6 +308,7 @@ def test_auto_skips_a_model_that_does_not_serve_the_task(house):
     [
         (UnderstandRequest(audio=CLIP, task=UnderstandTask.SPEAKER), "English cannot do “speaker”; it does: answer"),
         (ask("a", capability=Capability.LIVE, language="zh"), "English does not speak “zh”; it speaks: en"),
+        (ask("你好", capability=Capability.LIVE), "English does not speak “zh”; it speaks: en"),
         (ask("a", capability=Capability.LIVE, voice="af_heart"), "English has one voice of its own"),
         (ask("", capability=Capability.LIVE, audio=Waveform(np.zeros(3100, np.float32), 100)), "is 31 s long"),
     ],
