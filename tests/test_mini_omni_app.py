@@ -20,7 +20,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from models.text import say
-from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, App, errors_of
+from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, ROOT, App, errors_of
 from tests.tiny_mini_omni import GOLDEN, write
 
 PATIENCE = 60.0  # s
@@ -187,8 +187,8 @@ def test_clips_that_are_too_long_or_too_short(http: httpx.Client, endless: App, 
     path.write_bytes(clip(length))
     with pytest.raises(AppError, match=sentence):
         Client(endless.url, verbose=False).predict(handle_file(path), model="mini-omni", api_name="/live_reply")
+    told = {"task": "answer", "model": "mini-omni", "api_name": "/understand"}
     with pytest.raises(AppError, match=sentence):
-        told = {"task": "answer", "model": "mini-omni", "api_name": "/understand"}
         Client(endless.url, verbose=False).predict(handle_file(path), **told)
 
 
@@ -271,9 +271,7 @@ def speaking(tmp_path: Path) -> Path:
     """A wav with 2 s of speech after 1.5 s, then silence for longer than any test takes."""
     import soxr
 
-    speech, rate = soundfile.read(
-        Path(__file__).parents[1] / "assets" / "examples" / "question_en.ogg", dtype="float32"
-    )
+    speech, rate = soundfile.read(ROOT / "assets" / "examples" / "question_en.ogg", dtype="float32")
     silence = np.zeros(rate, np.float32)
     speech = np.concatenate([silence, silence[: rate // 2], speech[: 2 * rate], np.tile(silence, 300)])
     path = tmp_path / "microphone.wav"
