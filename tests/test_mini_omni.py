@@ -18,10 +18,10 @@ from torch import Tensor
 from benchmarks.mini_omni import CONFIG as REAL
 from models.capabilities import Sampling
 from models.errors import UserError
+from models.layers import FewRowsLinear, Int8Embedding, Int8Linear, quantize_rows
 from models.mini_omni import checkpoint
 from models.mini_omni.config import ANSWER, PAD, MiniOmniConfig
 from models.mini_omni.generate import Column, Frames, Sampler, columns
-from models.mini_omni.layers import FewRowsLinear, Int8Embedding, Int8Linear, quantize_rows
 from models.mini_omni.model import MiniOmni
 from models.mini_omni.prompts import Task, speech_prompt, text_prompt
 from models.mini_omni.tokenizer import Tokenizer, Writing

@@ -15,8 +15,8 @@ from models.audio import load
 from models.catalog import WHISPER_BASE
 from models.compact import ctranslate2
 from models.errors import UserError
+from models.layers import Int8Linear
 from models.mini_omni.encoder import AudioEncoder, _thinned
-from models.mini_omni.layers import Int8Linear
 from tests.test_hear import FIXTURES, openai_state
 
 GOLDEN = Path(__file__).parent / "golden" / "mini_omni"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import UserError
+from models.layers import lay_out
 from models.mini_omni.config import MiniOmniConfig
-from models.mini_omni.layers import lay_out
 from models.mini_omni.model import MiniOmni
 
 FILE = "lit_model.pth"

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from whisper.audio import N_SAMPLES, SAMPLE_RATE, log_mel_spectrogram, pad_or_trim
 
 from models.errors import UserError
+from models.layers import Int8Linear
 from models.mini_omni.checkpoint import DTYPES, check
-from models.mini_omni.layers import Int8Linear
 
 # In a trimmed window the padding after the clip is thinned out: at a distance of d positions, one stands for
 # d / THINNING of them, at most for MOST_MERGED, and attention counts it that often: 134 more than the clip's. Of the

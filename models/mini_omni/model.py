@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from litgpt.model import Block, apply_rope, build_rope_cache
 from torch import Tensor, nn
 
+from models.layers import Int8Embedding, linear
 from models.mini_omni.config import LAYERS, MiniOmniConfig
-from models.mini_omni.layers import Int8Embedding, linear
 
 STREAMS = LAYERS + 1
 
