@@ -35,6 +35,7 @@ from models.capabilities import (
 from models.catalog import CATALOG, ModelSpec, Weights
 from models.devices import Device, allowed
 from models.errors import UserError
+from models.text import say
 from models.weights import WeightStore
 from models.worker import HEARTBEAT, Worker
 
@@ -131,8 +132,17 @@ class Registry:
         if in_gpu_call:
             yield from zerogpu.stream(spec.id, request)
         else:
-            yield from self._fetch(spec.weights_for(use_of(request)))
+            try:
+                yield from self._fetch(spec.weights_for(use_of(request)))
+            except UserError as error:
+                raise self._with_way_out(error, request) from error
             yield from self._serve(spec, request)
+
+    def _with_way_out(self, error: UserError, request: Request) -> UserError:
+        """The error, with a model that could answer at once, if there is one."""
+        other = self.choose("auto", request.capability, request)
+        here = all(map(self.store.path, other.weights_for(use_of(request))))
+        return MeanwhileError(error, other.title) if here else error
 
     def _serve(self, spec: ModelSpec, request: Request) -> Iterator[Event | None]:
         worker = yield from self._worker(spec)
@@ -348,6 +358,17 @@ def load_model(spec: ModelSpec, path_of, device: str, precision: str) -> SpeechM
     assert spec.loader
     module, function = spec.loader.split(":")
     return getattr(importlib.import_module(module), function)(spec, path_of, device, precision)
+
+
+class MeanwhileError(UserError):
+    """An error of one model's files, with another model that is here and can answer."""
+
+    def __init__(self, error: UserError, other: str):
+        super().__init__(error.code, **error.facts)
+        self._error, self._other = error, other
+
+    def sentence(self, language: str = "en") -> str:
+        return f"{self._error.sentence(language)}\n{say('weights.meanwhile', language, model=self._other)}"
 
 
 def lack(spec: ModelSpec, request: Request) -> UserError | None:

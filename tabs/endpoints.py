@@ -82,7 +82,9 @@ def build(registry: Registry) -> None:
         """One turn with the voice assistant. Pass the `history` of the stats on with the next call."""
         yield from talk(Capability.ASSIST, audio, text, voice, reference, language, history, model, **tuning)
 
-    def understand(audio=None, task="transcribe_en", question="", fast_encoder=None, model="auto", **tuning) -> Answers:
+    def understand(
+        audio=None, task="transcribe_en", question="", model="auto", *, fast_encoder=None, **tuning
+    ) -> Answers:
         """Listen to a recording: transcript, speaker, summary, scene, the own `question`, or an answer to its words."""
         request = UnderstandRequest(
             audio=waveform_of(audio, "understand"),
@@ -110,7 +112,7 @@ def build(registry: Registry) -> None:
         yield from collect(registry.stream(model, request))
 
     def live_reply(
-        audio=None, text="", language="auto", speak=True, fast_encoder=None, model="auto", **tuning
+        audio=None, text="", model="auto", *, language="auto", speak=True, fast_encoder=None, **tuning
     ) -> Answers:
         """One short reply, as Live chat gives it; `speak=False` gives text alone."""
         how = {"speak": bool(speak), "fast_encoder": _yes_or_no(fast_encoder)}
@@ -169,10 +171,14 @@ TUNING = inspect.signature(sampling).parameters.values()
 
 
 def _endpoint(function: Callable, outputs: list[Component]) -> None:
-    """Wire `function` to an invisible button: its parameters, with **tuning spelt out, become invisible components."""
+    """Wire `function` to an invisible button: its parameters become invisible components.
+
+    **tuning is spelt out; keyword-only ones come last, so that a call by position stays what it was.
+    """
     own = inspect.signature(function).parameters.values()
-    parameters = [p for p in own if p.kind is not p.VAR_KEYWORD]
-    parameters += [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in TUNING] if len(parameters) < len(own) else []
+    parameters = [p for p in own if p.kind is p.POSITIONAL_OR_KEYWORD]
+    parameters += TUNING if any(p.kind is p.VAR_KEYWORD for p in own) else []
+    parameters += [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in own if p.kind is p.KEYWORD_ONLY]
 
     def call(request: gr.Request, *values):
         given = dict(zip([p.name for p in parameters], values, strict=True))

@@ -351,6 +351,21 @@ def test_missing_weights_offline_are_said_at_once(house):
     assert one.status_of("one")["state"] == "not installed"
 
 
+def test_missing_weights_name_a_model_that_can_answer_meanwhile(house):
+    weights = Weights("w", "The weights", "MIT", "", "w", 7, "0" * 64, (Release("https://example.invalid/w"),))
+    spec, _ = new("one", weights=(weights,))
+    other, _ = new("other")
+    with pytest.raises(UserError) as caught:
+        list(house(spec, other).stream("one", ask("a")))
+    assert caught.value.code == "weights_offline"
+    assert caught.value.sentence("en").endswith(
+        "Other is here and can answer meanwhile: choose it, or “auto”, as the model."
+    )
+    assert caught.value.sentence("zh").startswith(
+        "这台机器上没有 The weights"
+    ) and "Other 已在本机" in caught.value.sentence("zh")
+
+
 def test_the_first_use_downloads_with_progress_and_a_closed_one_is_resumed(tmp_path):
     content = bytes(range(256)) * 4096  # 1 MiB
     server = FileServer({"/w": content})

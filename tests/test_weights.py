@@ -532,6 +532,34 @@ def test_folder_from_a_hub(store: WeightStore, server: FileServer, hub: str) -> 
     assert store.path(folder) is None
 
 
+def test_folder_whose_one_file_comes_from_a_release(store: WeightStore, server: FileServer, hub: str) -> None:
+    SERVE[hub](server, "a/b", {"README.md": b"moved"}, {"README.md": b"moved"})
+    server.files["/small.pt"] = TENSORS
+    right, wrong = hashlib.sha256(TENSORS).hexdigest(), "0" * 64
+    missing = Hub(hub, "a/b", ("small.pt",))
+    for sha256 in (wrong, right):
+        release = Release(server.url + "/small.pt", sha256)
+        folder = Weights("small", "Small", "MIT", "", "small", len(TENSORS), None, (missing, release))
+        if sha256 == wrong:
+            with pytest.raises(UserError, match="its sha256 differs"):
+                fetch(store, folder)
+            assert store.path(folder) is None and store.bytes_on_disk(folder) == 0
+    fetch(store, folder)
+    path = store.path(folder)
+    assert path and (path / "small.pt").read_bytes() == TENSORS
+    assert [each.name for each in path.iterdir()] == ["small.pt"]
+
+
+def test_a_folder_is_whole_only_with_all_plain_names(store: WeightStore, tmp_path: Path) -> None:
+    source = Hub("huggingface", "a/b", ("model.safetensors", "config.json", "assets/*"))
+    folder = Weights("tiny", "Tiny", "MIT", "", "tiny", 7, None, (source,))
+    local = WeightStore(store.folder, local={"tiny": tmp_path})
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    assert local.path(folder) is None
+    (tmp_path / "config.json").write_bytes(b"{}")
+    assert local.path(folder) == tmp_path
+
+
 def test_single_file_from_a_hub(store: WeightStore, server: FileServer, hub: str) -> None:
     SERVE[hub](server, "a/b", {"model.bin": TENSORS}, {"model.bin": TENSORS})
     tiny = made(Hub(hub, "a/b", ("model.bin",)), content=TENSORS)
