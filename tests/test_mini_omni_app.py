@@ -279,16 +279,19 @@ def speaking(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.browser
-def test_live_chat_hears_and_answers_aloud(speaking: Path, tmp_path: Path):
+@pytest.fixture
+def chromium(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """Opens Live chat of an app with Mini-Omni chosen, in Chromium with these further flags."""
     sync_api = pytest.importorskip("playwright.sync_api")
-    app = App(tmp_path, *write(tmp_path / "made", "tiny"), "--offline", "--cache", str(tmp_path / "store"))
-    try:
-        with sync_api.sync_playwright() as playwright:
-            flags = [*FLAGS, f"--use-file-for-fake-audio-capture={speaking}%noloop"]
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+    with sync_api.sync_playwright() as playwright:
+        errors: list[str] = []
+
+        def live_chat(app: App, *more: str) -> Any:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *more])
+            request.addfinalizer(browser.close)
             page = browser.new_page(viewport={"width": 1280, "height": 1000})
             page.set_default_timeout(1000 * PATIENCE)
+            nonlocal errors
             errors = errors_of(page)
             page.goto(f"{app.url}?language=en")
             page.get_by_role("tab", name=say("live_chat.title")).click()
@@ -297,27 +300,54 @@ def test_live_chat_hears_and_answers_aloud(speaking: Path, tmp_path: Path):
             tab.locator(f"input[aria-label='{say('page.model')}']").click()
             page.locator("ul[role=listbox] li:visible", has_text="Mini-Omni").click()
             tab.get_by_text("what was said before is shown, not remembered").locator("visible=true").wait_for()
-            tab.locator("#parley-live-voice").wait_for(state="hidden")
-            tab.get_by_text(say("page.fast_encoder"), exact=True).wait_for()
-            page.click("#parley-live [data-part=button]")
+            return page
 
-            page.wait_for_function(f"() => {LIVE_PLAYER}.stats.chunks > 0")
-            tab.locator("[data-after-speech]").wait_for()
-            page.wait_for_function(f"() => {LIVE_PLAYER}.state === 'idle'")
-            stats = page.evaluate(f"() => {LIVE_PLAYER}.stats")
-            assert stats["rate"] == 24_000 and stats["samples"] > 4 * 2048
-            assert (stats["gaps"], stats["underruns"]) == (0, 0), "playback never starves"
-            messages = page.locator("#parley-live-transcript .message").all_inner_texts()
-            assert messages, "the person's turn stands there, whatever random weights make of it"
-            assert "Mini-Omni · cpu · int8" in tab.locator(".parley-figures").all_inner_texts()[-1]
+        yield live_chat
+        assert not errors
 
-            tab.get_by_text(say("live_chat.answers_text"), exact=True).click()
-            page.fill("#parley-live-text textarea", "Tell me a story.")
-            page.keyboard.press("Enter")
-            page.locator("#parley-live-transcript .message", has_text="Tell me a story.").wait_for()
-            page.wait_for_function(f"() => {LIVE_PLAYER}.state === 'idle' && !{LIVE_PLAYER}.stats.chunks")
-            browser.close()
-            assert not errors
+
+@pytest.mark.browser
+def test_live_chat_hears_and_answers_aloud(speaking: Path, tmp_path: Path, chromium: Callable[..., Any]):
+    app = App(tmp_path, *write(tmp_path / "made", "tiny"), "--offline", "--cache", str(tmp_path / "store"))
+    try:
+        page = chromium(app, f"--use-file-for-fake-audio-capture={speaking}%noloop")
+        tab = page.locator("#parley-live-chat")
+        tab.locator("#parley-live-voice").wait_for(state="hidden")
+        tab.get_by_text(say("page.fast_encoder"), exact=True).wait_for()
+        page.click("#parley-live [data-part=button]")
+
+        page.wait_for_function(f"() => {LIVE_PLAYER}.stats.chunks > 0")
+        tab.locator("[data-after-speech]").wait_for()
+        page.wait_for_function(f"() => {LIVE_PLAYER}.state === 'idle'")
+        stats = page.evaluate(f"() => {LIVE_PLAYER}.stats")
+        assert stats["rate"] == 24_000 and stats["samples"] > 4 * 2048
+        assert (stats["gaps"], stats["underruns"]) == (0, 0), "playback never starves"
+        first = page.locator("#parley-live-transcript .message").first
+        assert first.inner_text(), "the person's turn stands there, whatever random weights make of it"
+        assert "Mini-Omni · cpu · int8" in tab.locator(".parley-figures").all_inner_texts()[-1]
+
+        tab.get_by_text(say("live_chat.answers_text"), exact=True).click()
+        page.fill("#parley-live-text textarea", "Tell me a story.")
+        page.keyboard.press("Enter")
+        page.locator("#parley-live-transcript .message", has_text="Tell me a story.").wait_for()
+        page.wait_for_function(f"() => {LIVE_PLAYER}.state === 'idle' && !{LIVE_PLAYER}.stats.chunks")
         assert "Traceback" not in app.log()
     finally:
         app.stop()
+
+
+@pytest.mark.browser
+def test_an_interruption_stops_the_model(endless: App, http: httpx.Client, chromium: Callable[..., Any]):
+    page = chromium(endless)
+    page.fill("#parley-live-text textarea", "Tell me a story without end.")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"() => {LIVE_PLAYER}.state === 'playing'")
+    assert state(http) == "answering"
+    page.locator("#parley-live-transcript").click()  # out of the text box
+    page.keyboard.press("Escape")
+    page.wait_for_function(f"() => {LIVE_PLAYER}.stats.silencedAt !== null")
+    until(lambda: state(http) == "ready")
+    made = page.evaluate(f"() => {LIVE_PLAYER}.stats.samples") / 24_000
+    assert made < 100, "of 170 s that it would have gone on for"
+    messages = page.locator("#parley-live-transcript .message").all_inner_texts()
+    assert messages[0] == "Tell me a story without end."
