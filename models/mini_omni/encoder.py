@@ -134,7 +134,8 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], path: str, precision: 
         else:
             _fill(child, state, below, precision, device)
     dtype = torch.float32 if isinstance(module, nn.LayerNorm) else DTYPES[precision]
-    own = {key: state[path + key].to(device, dtype) for key in module.state_dict() if "." not in key}
+    copy = precision == "int8"  # what stays mapped to the file keeps in memory all that was read of it
+    own = {key: state[path + key].to(device, dtype, copy=copy) for key in module.state_dict() if "." not in key}
     module.load_state_dict(own, strict=False, assign=True)  # not strict: what is below has its own already
 
 

@@ -47,12 +47,10 @@ TEXT_TOKENS = 512  # the longest answer without sound, unless a person asks for 
 def load(spec: ModelSpec, path_of: Callable[[str], Path], device: str, precision: str) -> MiniOmniModel:
     """The registry's loader. Raises UserError("checkpoint_wrong")."""
     folder = path_of("mini-omni")
-    return MiniOmniModel(
-        network=checkpoint.load(folder, precision, device),
-        encoder=AudioEncoder.load(path_of("whisper-small"), precision, device),
-        codec=Codec.load(path_of("snac-24khz"), device),
-        tokenizer=Tokenizer(folder / "tokenizer.json"),
-    )
+    encoder = AudioEncoder.load(path_of("whisper-small"), precision, device)
+    codec = Codec.load(path_of("snac-24khz"), device)
+    tokenizer = Tokenizer(folder / "tokenizer.json")
+    return MiniOmniModel(checkpoint.load(folder, precision, device), encoder, codec, tokenizer)
 
 
 class MiniOmniModel:
