@@ -206,6 +206,7 @@ def build(house: House) -> None:
                 if isinstance(step, Began):
                     yield {
                         live: live_value("thinking", sound=sound.start()),
+                        transcript: messages(session.lines(), words),
                         status: status_html(Status("thinking"), words),
                         error: "",
                     }
