@@ -50,6 +50,7 @@ def script(kind: str) -> Iterator[Event | None]:
     if kind == "refuse":
         raise UserError("audio_silent")
     yield TextDelta("An answer <b>with</b> signs.")
+    yield Status("speaking")
     if kind == "burst":  # far faster than the page can draw
         yield from tone(3.0, 0, 0.02)
     elif kind == "endless":
