@@ -13,7 +13,8 @@ import json
 import logging
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from anyio.to_thread import run_sync
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from models import audio
 from models.capabilities import AudioChunk, Capability, Event, TalkRequest
@@ -30,6 +32,8 @@ from tabs.i18n import choose
 from tabs.requests import sampling
 
 log = logging.getLogger(__name__)
+
+Events = Generator["Event | None", None, None]
 
 MODEL = "mini-omni"
 FRAME_BYTES = 2 * 2048  # one frame of SNAC at 24 kHz, int16
@@ -57,7 +61,7 @@ def chat_route(registry: Registry, most: int, auth: str | None) -> Route:
     open_calls: set[Request] = set()
 
     async def chat(request: Request) -> Response:
-        events: Generator[Event | None, None, None] | None = None
+        events: Events | None = None
         try:
             if auth is not None and not _may_enter(request, auth):
                 raise UserError("chat_password")
@@ -68,13 +72,17 @@ def chat_route(registry: Registry, most: int, auth: str | None) -> Route:
             await run_sync(_ready, registry, asked)
             events = registry.stream(MODEL, asked)
             first = await _next_sound(events, request)
-            sound = _sound(events, first, stride, request, open_calls)
-            return StreamingResponse(sound, media_type="application/octet-stream")
-        except Exception as caught:
-            if events is not None:
-                await run_sync(events.close)
-            open_calls.discard(request)
+            return Sound(_chunks(events, first, stride, request), partial(end, request, events))
+        except BaseException as caught:
+            end(request, events)
+            if not isinstance(caught, Exception):
+                raise
             return _refusal(caught, request)
+
+    def end(request: Request, events: Events | None) -> None:
+        if events is not None:
+            events.close()
+        open_calls.discard(request)
 
     return Route("/chat", chat, methods=["POST"])
 
@@ -131,7 +139,21 @@ def _ready(registry: Registry, asked: TalkRequest) -> None:
 # --- the answer -------------------------------------------------------------------------------------------------------
 
 
-async def _next_sound(events: Generator[Event | None, None, None], request: Request) -> bytes:
+class Sound(StreamingResponse):
+    """A streamed answer; `end` is called once nothing more of it is sent, for whatever reason."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], end: Callable[[], None]):
+        super().__init__(chunks, media_type="application/octet-stream")
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._end()
+
+
+async def _next_sound(events: Events, request: Request) -> bytes:
     """The next sound of the answer, empty at its end. Raises Gone between two events once nobody listens any more."""
     while True:
         event = await run_sync(next, events, StopIteration)
@@ -143,9 +165,7 @@ async def _next_sound(events: Generator[Event | None, None, None], request: Requ
             return event.pcm.astype("<i2").tobytes()
 
 
-async def _sound(
-    events: Generator[Event | None, None, None], sound: bytes, stride: int, request: Request, open_calls: set[Request]
-) -> AsyncIterator[bytes]:
+async def _chunks(events: Events, sound: bytes, stride: int, request: Request) -> AsyncIterator[bytes]:
     """The answer in chunks of `stride` frames, the last with what is left."""
     size, waiting = stride * FRAME_BYTES, bytearray()
     try:
@@ -158,10 +178,7 @@ async def _sound(
         if waiting:
             yield bytes(waiting)
     except Gone:
-        pass
-    finally:
-        events.close()
-        open_calls.discard(request)
+        pass  # nobody listens: the answer ends here
 
 
 # --- refusing ---------------------------------------------------------------------------------------------------------

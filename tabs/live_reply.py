@@ -81,6 +81,8 @@ def _steps(
             sounding = pace.see(event)
             if sounding is not None:
                 yield sounding
+            if isinstance(event, Status) and event.phase != "speaking" and pace.made:
+                reply.complete = True
             if isinstance(event, Heard):
                 session.hears(reply, event.text)
                 yield Written()

@@ -86,6 +86,7 @@ class Reply:
     heard: str = ""
     said: str = ""
     spoken: bool = True  # or in text alone, which is read as it is written
+    complete: bool = False  # all of its sound is made, though something else may follow
     finished: bool = False
     confirmed: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -340,7 +341,9 @@ class Session:
         self._cancel(reply)
         if not reply.confirmed.is_set():
             return None
-        if "first_sound" in reply.times:
+        if reply.complete and self._clock() >= reply.playback.ends:
+            self._keep(reply, reply.said.strip())
+        elif "first_sound" in reply.times:
             self._keep(reply, spoken_part(reply.said, reply.playback.characters(self._clock())), cut=True)
         elif not reply.spoken and reply.said.strip():
             self._keep(reply, reply.said.strip(), cut=True)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import anyio
 import httpx
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import tone_model
 import uvicorn
 from conftest import free_port
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
 from tone_model import new
 
 from models import devices
@@ -254,3 +256,23 @@ def test_the_password_or_gradios_cookie_opens(serve):
     assert client.post("/chat", json={"audio": QUESTION}, auth=("ada", "lovelace")).status_code == 200
     cookie = {"Cookie": "access-token-unsecure-id=token of ada"}
     assert client.post("/chat", json={"audio": QUESTION}, headers=cookie).status_code == 200
+
+
+def test_a_client_that_is_gone_before_the_answer_begins_leaves_nothing_open():
+    ended, begun = [], []
+
+    async def chunks():
+        begun.append(True)
+        yield b"sound"
+
+    async def nobody(message):
+        raise OSError("gone")
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    answer = chat_route.Sound(chunks(), lambda: ended.append(True))
+    scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
+    with pytest.raises(ClientDisconnect):
+        anyio.run(answer, scope, receive, nobody)
+    assert (begun, ended) == ([], [True])

@@ -360,6 +360,20 @@ def test_a_turn_interrupted_before_its_transcript_keeps_its_place(stage: Stage):
     assert spoken(stage.session) == [("assistant", "One two.")], "a model is told no empty turn"
 
 
+def test_an_answer_heard_to_its_end_is_not_cut_though_its_transcript_is(stage: Stage):
+    stage.event("speech_start")
+    stage.event("maybe_end", "turn_end")
+    reply = stage.session.take()
+    sound = AudioChunk(np.ones(RATE, np.int16), RATE)
+    stream = [TextDelta("One two."), sound, sound, Status("listening"), None, Heard("Count")]
+    steps = perform(stage.session, reply, lambda: iter(stream), {})
+    next(step for step in steps if isinstance(step, Status))
+    stage.after(3)
+    stage.event("speech_start")
+    list(steps)
+    assert [(line.text, line.cut) for line in stage.session.lines()] == [("", False), ("One two.", False)]
+
+
 def test_nothing_stands_for_a_turn_until_its_answer_begins(stage: Stage):
     stage.event("speech_start")
     stage.event("maybe_end", "turn_end")
