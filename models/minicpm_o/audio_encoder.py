@@ -244,7 +244,7 @@ def _skeleton(config: MiniCPMOConfig) -> tuple[Any, Projector]:
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     with torch.device("meta"):
-        return WhisperEncoder(config.audio), Projector(config.audio.d_model, config.llm.hidden_size)
+        return WhisperEncoder(config.audio), Projector(config.audio.d_model, config.llm_width)
 
 
 def _positions(frames: int) -> int:

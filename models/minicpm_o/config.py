@@ -75,6 +75,11 @@ class MiniCPMOConfig:
     chunk_input: bool
 
     @property
+    def llm_width(self) -> int:
+        assert self.llm.hidden_size
+        return self.llm.hidden_size
+
+    @property
     def audio_chunk_frames(self) -> int:
         """Encoder frames that see each other: those of one second."""
         return int(self.audio_chunk_seconds * ENCODER_FRAMES_PER_SECOND)
@@ -99,6 +104,8 @@ class MiniCPMOConfig:
             _whole(name, given[name])
         for name in AUDIO_SIZES:
             _whole(f"audio_config.{name}", given["audio_config"].get(name, getattr(WhisperConfig(), name)))
+        if given["tts_config"]["llm_dim"] != given["hidden_size"]:
+            raise ValueError("tts_config.llm_dim is not the language model's hidden_size")
         return cls(
             llm=_llm(given),
             audio=WhisperConfig(**_own(given["audio_config"]), attn_implementation="sdpa"),
