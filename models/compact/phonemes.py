@@ -78,7 +78,7 @@ def phonemes(text: str, language: str = "auto", accent: str = "en-us") -> str:
         text = _name_units(text, "zh")  # before the units' letters are taken for English
     parts = []
     for kind, run in runs(text, language):
-        run = UNREADABLE.sub(" ", _read_signs(run, kind))
+        run = UNREADABLE.sub(" ", read_signs(run, kind))
         if not SPEAKABLE.search(run):
             parts.append(run.translate(FROM_CHINESE_MARKS))
         elif kind == "zh":
@@ -115,7 +115,7 @@ def warm(language: str) -> None:
 # --- signs and numbers ----------------------------------------------------------------------------------------------
 
 
-def _read_signs(text: str, language: str) -> str:
+def read_signs(text: str, language: str) -> str:
     """Money, units and signs as words of `language`; in Chinese also the numbers."""
     data = reading()
     if language == "en":

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import models.torchaudio_switch  # noqa: F401  before vocos, which imports torchaudio
+from models import torchaudio_switch  # noqa: F401  (before vocos, which imports torchaudio)
+
+# isort: split
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from vocos.modules import ConvNeXtBlock
 
@@ -24,7 +25,7 @@ class Dvae(nn.Module):
     """Codes → log-mel. Sizes are those of the weights; always float32, for it is small."""
 
     def __init__(self, state: Mapping[str, Tensor], device: str | torch.device = "cpu"):
-        """`state`: the tensors of the checkpoint below "tts.dvae." Raises KeyError, RuntimeError where they do not fit."""
+        """`state`: the checkpoint's tensors below "tts.dvae." Raises KeyError, RuntimeError where they do not fit."""
         super().__init__()
         own = {_rename(key): state[key] for key in state if not key.startswith(UNUSED) and ".project_in." not in key}
         middle, channels, _ = own["conv_in.0.weight"].shape
@@ -48,7 +49,8 @@ class Dvae(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """Int [frames, 4], each below 625 → log-mel [1, mels, 2 · frames]."""
         codes = codes.to(self.coef.device).long()
-        features = [project(_scalars(part)) for part, project in zip(codes.split(RESIDUALS, 1), self.project_out)]
+        groups = codes.split(RESIDUALS, 1)
+        features = [project(_scalars(part)) for part, project in zip(groups, self.project_out, strict=True)]
         x = torch.cat(features, -1)  # the first half of the channels is the earlier of two mel frames
         x = x.view(len(codes) * 2, -1).t()[None]
         x = self.conv_in(x)

@@ -92,9 +92,7 @@ class SpeechDecoder(nn.Module):
     Precision "fp32" and "int8" (weights of the Llama; all else float32) are for a CPU, "bf16" for any device.
     """
 
-    def __init__(
-        self, config: SpeechConfig, state: Mapping[str, Tensor], precision: str = "fp32", device: str = "cpu"
-    ):
+    def __init__(self, config: SpeechConfig, state: Mapping[str, Tensor], precision: str = "fp32", device: str = "cpu"):
         """`state`: the tensors of the checkpoint below "tts."; the DVAE's among them are not touched.
 
         Raises KeyError or RuntimeError where they are not those of `config`.
@@ -180,7 +178,7 @@ class SpeechDecoder(nn.Module):
         slots `seen` are attended to, by every row unless a mask (bool [rows, seen]) says otherwise.
         """
         cos, sin = self.cos[where], self.sin[where]
-        for layer, (keys, values) in zip(self.layers, cache.unbind()):
+        for layer, (keys, values) in zip(self.layers, cache.unbind(), strict=True):
             x = layer(x, cos, sin, keys, values, kept, seen, mask)
         return self.norm(x)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import models.torchaudio_switch  # noqa: F401  before vocos, which imports torchaudio
+from models import torchaudio_switch  # noqa: F401  (before vocos, which imports torchaudio)
+
+# isort: split
 import torch
 from torch import Tensor, nn
 from vocos.heads import ISTFTHead
