@@ -119,13 +119,15 @@ class MiniCPMOConfig:
 def _llm(given: dict[str, Any]) -> Qwen2Config:
     if given.get("use_sliding_window"):
         raise ValueError("a sliding window of attention is not known")
+    if given.get("tie_word_embeddings"):
+        raise ValueError("a head that is tied to the embeddings is not known")
     return Qwen2Config(
         **{name: given[name] for name in LLM_SIZES},
         hidden_act=given.get("hidden_act", "silu"),
         max_position_embeddings=given.get("max_position_embeddings", 32768),
         rms_norm_eps=given.get("rms_norm_eps", 1e-6),
         rope_parameters={"rope_type": "default", "rope_theta": given.get("rope_theta", 1e6)},
-        tie_word_embeddings=bool(given.get("tie_word_embeddings", False)),
+        tie_word_embeddings=False,
         attention_dropout=0.0,
         bos_token_id=None,
         eos_token_id=None,
