@@ -111,7 +111,7 @@ def build(house: House) -> None:
         return spec is None or spec.speaks_findings
 
     def offer(chosen: str, wanted: str, request: gr.Request) -> dict[Any, Any]:
-        """The tasks that the chosen model serves, and what else it can do."""
+        """The tasks that the chosen model serves, their examples, and what else it can do."""
         spec, words = spec_of(house, Capability.UNDERSTAND, chosen), language_of(request)
         served = spec.tasks if spec is not None else tuple(UnderstandTask)
         choices = [(say(f"understanding.{each.value}", words), each.value) for each in UnderstandTask if each in served]
@@ -120,11 +120,12 @@ def build(house: House) -> None:
             task: gr.update(choices=choices, value=kept),
             question: gr.update(visible=kept == ASK),
             aloud: gr.update(visible=speaks(chosen)),
+            **{button: gr.update(visible=each in served) for button, (_, each) in zip(examples, EXAMPLES, strict=True)},
         }
 
     inputs, outputs = [recording, task, question, aloud, model, fast, *settings.inputs], [*card.outputs, findings]
     gr.on([buttons.run.click, question.submit], go, inputs, outputs, **STREAMING)
-    model.change(offer, [model, task], [task, question, aloud], **GLUE)
+    model.change(offer, [model, task], [task, question, aloud, *examples], **GLUE)
     task.change(None, task, question, js=SHOW_QUESTION_JS, api_visibility="private")
     for button, (clip, each) in zip(examples, EXAMPLES, strict=True):
         wire_example(button, {recording: clips()[clip].path, task: each.value}, go, inputs, outputs)

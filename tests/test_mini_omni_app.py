@@ -281,12 +281,12 @@ def speaking(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def chromium(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
-    """Opens Live chat of an app with Mini-Omni chosen, in Chromium with these further flags."""
+    """Opens a tab of an app with Mini-Omni chosen, in Chromium with these further flags."""
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         errors: list[str] = []
 
-        def live_chat(app: App, *more: str) -> Any:
+        def opened(app: App, name: str, *more: str) -> Any:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *more])
             request.addfinalizer(browser.close)
             page = browser.new_page(viewport={"width": 1280, "height": 1000})
@@ -294,15 +294,16 @@ def chromium(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
             nonlocal errors
             errors = errors_of(page)
             page.goto(f"{app.url}?language=en")
-            page.get_by_role("tab", name=say("live_chat.title")).click()
-            tab = page.locator("#parley-live-chat")
-            tab.get_by_text(say("live_chat.settings")).click()
+            page.get_by_role("tab", name=say(f"{name.replace('-', '_')}.title")).click()
+            tab = page.locator(f"#parley-{name}")
+            if name == "live-chat":
+                tab.get_by_text(say("live_chat.settings")).click()
             tab.locator(f"input[aria-label='{say('page.model')}']").click()
             page.locator("ul[role=listbox] li:visible", has_text="Mini-Omni").click()
-            tab.get_by_text("what was said before is shown, not remembered").locator("visible=true").wait_for()
+            tab.get_by_text("Mini-Omni: English").locator("visible=true").wait_for()
             return page
 
-        yield live_chat
+        yield opened
         assert not errors
 
 
@@ -310,7 +311,7 @@ def chromium(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
 def test_live_chat_hears_and_answers_aloud(speaking: Path, tmp_path: Path, chromium: Callable[..., Any]):
     app = App(tmp_path, *write(tmp_path / "made", "tiny"), "--offline", "--cache", str(tmp_path / "store"))
     try:
-        page = chromium(app, f"--use-file-for-fake-audio-capture={speaking}%noloop")
+        page = chromium(app, "live-chat", f"--use-file-for-fake-audio-capture={speaking}%noloop")
         tab = page.locator("#parley-live-chat")
         tab.locator("#parley-live-voice").wait_for(state="hidden")
         tab.get_by_text(say("page.fast_encoder"), exact=True).wait_for()
@@ -338,7 +339,7 @@ def test_live_chat_hears_and_answers_aloud(speaking: Path, tmp_path: Path, chrom
 
 @pytest.mark.browser
 def test_an_interruption_stops_the_model(endless: App, http: httpx.Client, chromium: Callable[..., Any]):
-    page = chromium(endless)
+    page = chromium(endless, "live-chat")
     page.fill("#parley-live-text textarea", "Tell me a story without end.")
     page.keyboard.press("Enter")
     page.wait_for_function(f"() => {LIVE_PLAYER}.state === 'playing'")
@@ -351,3 +352,17 @@ def test_an_interruption_stops_the_model(endless: App, http: httpx.Client, chrom
     assert made < 100, "of 170 s that it would have gone on for"
     messages = page.locator("#parley-live-transcript .message").all_inner_texts()
     assert messages[0] == "Tell me a story without end."
+
+
+@pytest.mark.browser
+def test_understanding_offers_what_it_can_do(endless: App, chromium: Callable[..., Any]):
+    page = chromium(endless, "understanding")
+    tab, tasks = page.locator("#parley-understanding"), page.locator("#parley-understanding-task label")
+    tab.get_by_text(say("understanding.speaker"), exact=True).wait_for(state="detached")
+    served = [say("understanding.transcribe_en"), say("understanding.answer")]
+    assert [text.strip() for text in tasks.all_inner_texts()] == served
+    tab.get_by_text(say("understanding.aloud")).wait_for(state="hidden")
+    tab.get_by_role("button", name=say("understanding.transcribe_en")).first.click()  # an example
+    tab.locator(".parley-figures").wait_for()
+    assert "Mini-Omni · cpu · int8" in tab.locator(".parley-figures").inner_text()
+    assert tab.get_by_role("button", name=say("understanding.speaker")).count() == 0, "an example of another task"
