@@ -12,7 +12,7 @@ from models import torchaudio_switch  # noqa: F401  (before anything that may im
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
-    parser.add_argument("model", choices=("mini_omni",))
+    parser.add_argument("model", choices=("mini_omni", "minicpm_o"))
     parser.add_argument("folder", type=Path, help="golden data: one variant's folder, or one that holds several")
     options = parser.parse_args()
     failed = ran = 0

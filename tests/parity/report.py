@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 
 @dataclass
 class Case:
-    """One golden case. `equal` of `total` tokens; `largest` difference of each tensor; `lsb` of each 16-bit wave."""
+    """One golden case. `equal` of `total` tokens; `largest` difference of each tensor; `lsb` of each 16-bit wave.
+
+    `facts` counts plain values that were compared; `notes` say what was recorded and deliberately not run.
+    """
 
     name: str
     equal: int = 0
     total: int = 0
     largest: dict[str, float] = field(default_factory=dict)
     lsb: dict[str, int] = field(default_factory=dict)
+    facts: int = 0
+    notes: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     def tokens(self, name: str, ours: list[int], golden: list[int]) -> None:
@@ -34,6 +40,12 @@ class Case:
         """Compare int16 waves."""
         self._compare(self.lsb, name, np.asarray(ours, np.int32), np.asarray(golden, np.int32), most)
 
+    def fact(self, name: str, ours: Any, golden: Any) -> None:
+        """Compare a plain value: a text, a count, bounds."""
+        self.facts += 1
+        if ours != golden:
+            self.wrong.append(f"{name}: {str(ours)[:300]!r}, golden {str(golden)[:300]!r}")
+
     def _compare(self, found: dict, name: str, ours, golden, most) -> None:
         ours, golden = np.asarray(ours), np.asarray(golden)
         if ours.shape != golden.shape:
@@ -48,5 +60,7 @@ class Case:
         parts = [f"tokens {self.equal}/{self.total}"] if self.total else []
         parts += [f"{name} {value:.1e}" for name, value in self.largest.items()]
         parts += [f"{name} {value} LSB" for name, value in self.lsb.items()]
+        parts += [f"facts {self.facts}"] if self.facts else []
+        parts += self.notes
         lines = [f"{'ok   ' if not self.wrong else 'WRONG'} {self.name}: {', '.join(parts)}"]
         return "\n".join(lines + [f"      {line}" for line in self.wrong])

@@ -1,0 +1,223 @@
+"""Speech of an answer that is still being written: pieces of text in, sound out, in upstream's order of steps.
+
+Ten wordpieces are read, 25 frames spoken, the next ten read. A text of 120 wordpieces is closed at the end of a
+sentence, and a new segment goes on in the same voice, from the last wordpieces and frames of the one before.
+
+Mended, unless `upstream`: sound is given as soon as it is final, not a stretch later; a text without sentences is
+closed before the decoder's room ends; where speech ends before its text, what was not read opens a new segment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.minicpm_o.dvae import Dvae
+from models.minicpm_o.speech_decoder import FIRST_TEXT, FRAMES_STEP, TEXT_STEP, Sampler, SpeechDecoder, Utterance
+from models.minicpm_o.speech_text import Reading, SpeechText, sentence_end
+from models.minicpm_o.vocoder import OVERLAP_FRAMES, SoundStream, Vocoder
+
+SEGMENT = 120  # wordpieces from which on a segment is closed at the end of a sentence,
+LONGER, LONGEST = 200, 270  # … of a clause, … anywhere
+CARRIED_WORDPIECES, CARRIED_FRAMES = 5, 50  # of a segment, with which the next one begins
+CLAUSE = re.compile(r"[,;:，、；：—]")
+
+Sounds = Iterator["Tensor | None"]
+"""Samples float32 [n] at 24 kHz as they become final; None after each step of the network between them."""
+
+
+@dataclass(frozen=True)
+class SpeechParts:
+    """What speaks. No state of any answer is in it."""
+
+    decoder: SpeechDecoder
+    dvae: Dvae
+    vocoder: Vocoder
+    text: SpeechText
+
+    @property
+    def samples_per_frame(self) -> int:
+        """A frame of codes is two of the spectrogram."""
+        return 2 * self.vocoder.head.istft.hop_length
+
+    def sound(self, codes: list[Tensor]) -> Tensor:
+        """Frames int64 [4] → their sound as a whole, float32 [n]."""
+        return self.vocoder(self.dvae(torch.stack(codes))) if codes else torch.empty(0)
+
+
+class Sink(Protocol):
+    """Where frames become sound: `push` takes codes [n, 4] and gives samples that are final, `finish` the rest."""
+
+    def push(self, codes: Tensor) -> Tensor: ...
+
+    def finish(self) -> Tensor: ...
+
+
+class WholeSound:
+    """All frames decoded together at the end: for who does not listen meanwhile."""
+
+    def __init__(self, parts: SpeechParts):
+        self._parts, self._codes = parts, []
+
+    def push(self, codes: Tensor) -> Tensor:
+        self._codes.extend(codes)
+        return torch.empty(0)
+
+    def finish(self) -> Tensor:
+        return self._parts.sound(self._codes)
+
+
+class LateSound:
+    """A stream cut as upstream cuts it: a stretch is given, with its joint, when the next one is there."""
+
+    def __init__(self, parts: SpeechParts):
+        self._stream, self._held = SoundStream(parts.dvae, parts.vocoder), None
+        self._overlap = OVERLAP_FRAMES * parts.samples_per_frame
+
+    def push(self, codes: Tensor) -> Tensor:
+        new, held = self._stream.push(codes), self._held
+        if held is None:
+            self._held = new
+            return new[:0]
+        self._held = new[self._overlap :]
+        return torch.cat([held, new[: self._overlap]])
+
+    def finish(self) -> Tensor:
+        held, self._held = self._held, None
+        rest = self._stream.finish()
+        return rest if held is None else torch.cat([held, rest])
+
+
+class Speaking:
+    """One answer's speech. `ended`: it says nothing more, whatever is written (before its text ends: only upstream)."""
+
+    def __init__(
+        self,
+        parts: SpeechParts,
+        speaker: Tensor,
+        sampler: Sampler,
+        *,
+        upstream: bool = False,
+        whole: bool = False,
+        first: str = "",
+    ):
+        """`speaker`: the language model's state at <|spk|>. `whole`: all sound in one piece, at the end.
+
+        `first`: upstream's first piece of text, which it neither normalises nor begins to speak.
+        """
+        self._parts, self._speaker, self._sampler = parts, speaker, sampler
+        self._upstream, self._whole, self.ended = upstream, whole, False
+        self._reading = Reading(True, first or " ") if upstream else Reading()
+        self._sound = self._sink()
+        self._lead: list[Tensor] = []  # frames that are decoded once more before the next ones
+        self.segments = [Utterance(parts.decoder, speaker)]
+        self._text, self._pieces, self._steps = first, 0, 0
+
+    def write(self, piece: str) -> Sounds:
+        """The next piece of the answer's text, as written."""
+        if self.ended:
+            return
+        if self._upstream and not piece and not self._pieces and len(self.segments) > 1:
+            self.ended = True  # upstream takes an empty piece behind a closed segment for the end of the answer
+            return
+        self._pieces += 1
+        read = self._reading.push(piece)
+        self._text += read
+        ids, known = self._parts.text.layout(self._text)
+        cut = self._cut(piece if self._upstream else read, known)
+        if cut:
+            self._text, left = self._text[:cut], self._text[cut:]
+            read_ids = yield from self._close()
+            if self._upstream:
+                yield self._sound.finish()
+            if not self.ended:
+                self._go_on(read_ids, left)
+        elif known >= (self._steps + 1) * TEXT_STEP:
+            yield from self._step(ids, known)
+
+    def finish(self) -> Sounds:
+        """Say the rest: no text follows."""
+        if not self.ended:
+            self._text += self._reading.finish()
+            # What a closed segment left over is lost upstream where no text follows it.
+            if self._pieces if self._upstream else self._text.strip():
+                yield from self._close()
+            yield self._sound.finish()
+        self.ended = True
+
+    # --- a segment ----------------------------------------------------------------------------------------------------
+
+    def _cut(self, new: str, known: int) -> int:
+        """Where the segment's text is to be closed, 0 if it is not."""
+        mark = sentence_end(new) if known >= SEGMENT else ""
+        if mark or self._upstream:
+            return self._text.rfind(mark) + 1 if mark else 0
+        if known >= LONGER and (clauses := [found.end() for found in CLAUSE.finditer(self._text)]):
+            return clauses[-1]
+        return (self._text.rfind(" ") + 1 or len(self._text)) if known >= LONGEST else 0
+
+    def _step(self, ids: list[int], known: int) -> Sounds:
+        """Read ten wordpieces and speak a stretch."""
+        utterance = self.segments[-1]
+        self._feed(ids, min((self._steps + 1) * TEXT_STEP + FIRST_TEXT, self._parts.decoder.bos), known)
+        self._steps += 1
+        yield from self._stretch()
+        if not utterance.ended:
+            return
+        if self._upstream:
+            yield self._sound.finish()
+            self.ended = True
+        else:
+            end = known + FIRST_TEXT
+            self._go_on(ids[: utterance.slots], self._parts.text.decode(ids[utterance.slots : end]))
+
+    def _close(self) -> Generator[Tensor | None, None, list[int]]:
+        """Read what is left of the segment's text, and its end, and speak until the decoder ends. Gives what was read."""
+        utterance = self.segments[-1]
+        ids, known = self._parts.text.layout(self._text)
+        end = known + FIRST_TEXT
+        self._feed(ids, end + 1, known)
+        while not utterance.ended and not utterance.full:
+            yield from self._stretch()
+        self.ended = self._upstream and utterance.full
+        return ids[:end]
+
+    def _go_on(self, read: list[int], text: str) -> None:
+        """A new segment that begins with the end of the last one's ids and frames; `text` was left over from it."""
+        carried = self.segments[-1].codes[-CARRIED_FRAMES:]
+        utterance = Utterance(self._parts.decoder, self._speaker)
+        utterance.feed([*read[:FIRST_TEXT], *read[FIRST_TEXT:][-CARRIED_WORDPIECES:]])
+        if carried:
+            utterance.carry(carried)
+        utterance.rewind()
+        if self._upstream:
+            self._sound, self._lead = self._sink(), carried[-OVERLAP_FRAMES:]
+            self._reading = Reading(True, text)
+        self.segments.append(utterance)
+        self._text, self._pieces, self._steps = text, 0, 0
+
+    def _feed(self, ids: list[int], end: int, known: int) -> None:
+        """Read up to slot `end`, and let the mask know how many wordpieces there are."""
+        utterance = self.segments[-1]
+        utterance.feed(ids[utterance.slots : end])
+        utterance.text_length = known
+
+    def _stretch(self) -> Sounds:
+        frames, self._lead = self._lead, []
+        for frame in self.segments[-1].frames(FRAMES_STEP, self._sampler):
+            frames.append(frame)
+            yield None
+        if frames:
+            yield self._sound.push(torch.stack(frames))
+
+    def _sink(self) -> Sink:
+        if self._whole:
+            return WholeSound(self._parts)
+        if self._upstream:
+            return LateSound(self._parts)
+        return SoundStream(self._parts.dvae, self._parts.vocoder)

@@ -1,0 +1,369 @@
+"""Golden data of MiniCPM-o 2.6: what the original code answered with tiny random weights, case by case.
+
+The folder holds `checkpoint`, audio.npz with audio.json, cases.json and a safetensors file a case, sys_prompts.json and
+components.*; golden/minicpm_o/README.md says what each tensor is. Everything runs as upstream: nothing is mended.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.errors import UserError
+from models.minicpm_o import chat, model
+from models.minicpm_o.audio_encoder import log_mel
+from models.minicpm_o.chat import Options
+from models.minicpm_o.prompts import Prompt
+from models.minicpm_o.sampling import Decoding
+from models.minicpm_o.session import Session
+from models.minicpm_o.speech_decoder import Sampler, greedy, upstream_draw
+from models.minicpm_o.system_prompts import system_prompt
+from models.minicpm_o.vocoder import SAMPLE_RATE
+from tests.parity.minicpm_o_components import Components, real_sizes
+from tests.parity.recorded import compare, facts
+from tests.parity.report import Case
+from tests.parity.watching import Watch, watching
+
+CLOSE = 1e-4
+TILED = re.compile(r"np\.tile\((\w+), (\d+)\)\[:n\]")
+DECODING = ("temperature", "top_p", "top_k", "repetition_penalty", "num_beams")
+ASIDE = ("case", "chat_args", "msgs", "tensors", "tts_sampling", "tts_first_head_outputs_steps")
+EVENT_ASIDE = ("op", "session", "msg", "args", "stopped_after_yields")
+DRAWS = {"greedy": greedy, "seeded": upstream_draw}
+
+
+@dataclass
+class Golden:
+    """The folder, loaded."""
+
+    folder: Path
+    parts: model.Parts
+    clips: dict[str, np.ndarray]
+    cases: dict[str, Any]
+
+    def clip(self, name: str, samples: list[int] | None = None) -> np.ndarray:
+        return self.clips[name][slice(*samples) if samples else slice(None)]
+
+    def message(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """A recorded message, with its sound in place of the sound's name."""
+        content = told["content"] if isinstance(told["content"], list) else [told["content"]]
+        parts = [self.clip(part["audio"], part.get("samples")) if isinstance(part, dict) else part for part in content]
+        return {"role": told["role"], "content": parts}
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        return load_file(self.folder / f"case_{name}.safetensors")
+
+
+def run(folder: Path) -> Iterator[Case]:
+    """Every case and every component of a folder. Raises FileNotFoundError where it holds none."""
+    golden = Golden(
+        folder=folder,
+        parts=model.load(folder / "checkpoint", "fp32", "cpu"),
+        clips=clips(folder),
+        cases=json.loads((folder / "cases.json").read_text(encoding="utf-8")),
+    )
+    for name, told in golden.cases.items():
+        yield (session_case if "events" in told else chat_case)(golden, name, told)
+    if (folder / "sys_prompts.json").exists():
+        yield system_prompts(golden)
+    if (folder / "components.json").exists():
+        yield from Components(golden).run()
+    yield from real_sizes(folder)
+
+
+def clips(folder: Path) -> dict[str, np.ndarray]:
+    """Float32 samples at 16 kHz by name; some are made of others by a recipe."""
+    archive = np.load(folder / "audio.npz")
+    found = {name: archive[name].astype(np.float32) / 32768 for name in archive.files}
+    for name, told in json.loads((folder / "audio.json").read_text()).items():
+        if isinstance(told, dict) and "recipe" in told:
+            recipe = TILED.fullmatch(told["recipe"])
+            if recipe is None:
+                raise ValueError(f"{name}: a recipe that is not known: {told['recipe']}")
+            found[name] = np.tile(found[recipe[1]], int(recipe[2]))[: told["n"]]
+    return found
+
+
+def system_prompts(golden: Golden) -> Case:
+    """Every mode, language, with and without a reference, followed by a message "hi"."""
+    case = Case("sys_prompts")
+    reference = next(iter(golden.clips.values()))
+    told = json.loads((golden.folder / "sys_prompts.json").read_text(encoding="utf-8"))
+    for key, one in told.items():
+        mode, language, voice = key.split("|")
+        sound = golden.clips.get("ref_3s21", reference) if voice == "ref" else None
+        try:
+            message = system_prompt(mode, language, sound, revision="early", upstream=True)
+        except UserError:
+            case.fact(f"{key}.error", "error", "error" if "error" in one else "a prompt")
+            continue
+        case.fact(f"{key}.role", message.role, one.get("role"))
+        content = [part if isinstance(part, str) else "<AUDIO>" for part in message.parts]
+        case.fact(f"{key}.content", content, one.get("content"))
+        prompt = golden.parts.prompts.chat([message, {"role": "user", "content": "hi"}], upstream=True)
+        case.fact(f"{key}.templated", prompt.templated, one.get("templated"))
+        case.tokens(f"{key}.prompt_ids", prompt.ids, one.get("prompt_ids", []))
+    return case
+
+
+# --- one-shot ---------------------------------------------------------------------------------------------------------
+
+
+def chat_case(golden: Golden, name: str, told: dict[str, Any]) -> Case:
+    case, args = Case(name), told["chat_args"]
+    batch = isinstance(told["msgs"][0], list)
+    conversations = told["msgs"] if batch else [told["msgs"]]
+    prompts = [
+        golden.parts.prompts.chat(
+            [golden.message(message) for message in messages],
+            aloud=args.get("use_tts_template", False),
+            joined_by="" if args.get("omni_input") else "\n",
+            upstream=True,
+        )
+        for messages in conversations
+    ]
+    draw = drawing(told.get("tts_sampling", "greedy"))
+    with watching(golden.parts.speech) as watch:
+        answers = chat.upstream_chat(golden.parts, prompts, options(args), draw)
+    ours = {**prompt_tensors(golden, prompts, answers), **answer_tensors(golden, answers)}
+    known = prompt_facts(golden, prompts, batch)
+    texts = [answer.text for answer in answers]
+    known["answer_text"] = texts if batch else texts[0]
+    if answers[0].speech is not None:
+        spoken, sound = speech_values(golden, answers[0], watch, told.get("tts_first_head_outputs_steps", []))
+        ours |= spoken
+        known |= sound
+    compare(case, golden.tensors(name), ours, CLOSE)
+    facts(case, told, known, ASIDE)
+    return case
+
+
+def drawing(told: str) -> Sampler:
+    """How speech was drawn; "seeded:7" seeds torch's global generator, as the recording did."""
+    kind, _, seed = told.partition(":")
+    if seed:
+        torch.manual_seed(int(seed))
+    return DRAWS[kind]
+
+
+def options(args: Mapping[str, Any]) -> Options:
+    decoding = Decoding.upstream(args.get("sampling", True), **{key: args[key] for key in DECODING if key in args})
+    limit = args.get("max_new_tokens", chat.MOST_TOKENS)
+    return Options(decoding, limit, speak=args.get("generate_audio", False))
+
+
+def prompt_tensors(golden: Golden, prompts: list[Prompt], answers: list[chat.Answer]) -> dict[str, Any]:
+    """The prompts as a batch: padded on the left with id 0."""
+    network = golden.parts.language.network
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt.ids for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    rows = []
+    for row, answer in zip(ids, answers, strict=True):
+        own = golden.parts.language.embed(answer.prompt, answer.heard)
+        rows.append(torch.cat([network.model.embed_tokens(row[: longest - len(own)]), own]))
+    made: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "inputs_embeds": torch.stack(rows)}
+    for sample, answer in enumerate(answers):
+        made |= {f"audio_embeds.{sample}.{piece}": vectors for piece, vectors in enumerate(answer.heard)}
+    mels = [log_mel(piece) for prompt in prompts for piece in prompt.pieces(upstream=True)]
+    if mels:
+        frames = max(mel.shape[-1] for mel in mels)
+        made["audio_features"] = torch.stack(
+            [torch.nn.functional.pad(mel, (0, frames - mel.shape[-1])) for mel in mels]
+        )
+    with torch.inference_mode():
+        read = network(inputs_embeds=made["inputs_embeds"], attention_mask=mask, position_ids=positions(mask))
+    made["llm_first_logits"] = read.logits[0, -1]
+    return made
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Positions of a batch that is padded on the left."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def answer_tensors(golden: Golden, answers: list[chat.Answer]) -> dict[str, Any]:
+    longest = max(len(answer.ids) for answer in answers)
+    made: dict[str, Any] = {
+        "llm_output_ids": torch.tensor([answer.ids + [0] * (longest - len(answer.ids)) for answer in answers])
+    }
+    if answers[0].speaker is not None:
+        made["spk_embeds"] = answers[0].speaker
+    return made
+
+
+def prompt_facts(golden: Golden, prompts: list[Prompt], batch: bool) -> dict[str, Any]:
+    longest, tokenizer = max(map(len, prompts)), golden.parts.tokenizer
+    pads = [longest - len(prompt) for prompt in prompts]
+    frames = [[log_mel(piece).shape[-1] for piece in prompt.pieces(upstream=True)] for prompt in prompts]
+    texts = [prompt.text for prompt in prompts]
+    speakers = [
+        [[place + pad, place + pad + 1] for place, each in enumerate(prompt.ids) if each == tokenizer.id("<|spk|>")]
+        for pad, prompt in zip(pads, prompts, strict=True)
+    ]
+    return {
+        "templated": [prompt.templated for prompt in prompts],
+        "prompt": texts if batch else texts[0],
+        "audio_bounds": [
+            [[start + pad, end + pad] for start, end in prompt.audio_bounds]
+            for pad, prompt in zip(pads, prompts, strict=True)
+        ],
+        "spk_bounds": speakers,
+        "audio_feature_lens": frames,
+        "audio_features_shape": [sum(map(len, frames)), golden.parts.config.audio.num_mel_bins, max(map(max, filter(None, frames)), default=0)],
+    }
+
+
+def speech_values(
+    golden: Golden, answer: chat.Answer, watch: Watch, steps: list[int]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was spoken: tensors, and facts."""
+    assert answer.speech is not None and answer.sound is not None and golden.parts.speech is not None
+    codes = torch.stack(answer.speech.codes)
+    mel = golden.parts.speech.dvae(codes)
+    tensors = {
+        "tts_text_ids_prefilled": np.array(watch.text_ids()),
+        "tts_text_mask": text_mask(answer.speech.text_length, answer.speech.decoder.bos),
+        "tts_layer0_keys_text": watch.text_keys(),
+        "tts_first_head_outputs": torch.stack([watch.logits[step] for step in steps]) if steps else torch.empty(0),
+        "tts_audio_ids": codes[None],
+        "mel_spec": mel,
+        "wav": answer.sound,
+    }
+    return tensors, {
+        "tts_prefill_positions": watch.places,
+        "tts_chunk_totals": watch.totals,
+        "tts_finished": answer.speech.ended,
+        "tts_max_new_token": sorted(set(watch.asked)),
+        "mel_frames": mel.shape[-1],
+        "wav_len": len(answer.sound),
+        "sampling_rate": SAMPLE_RATE,
+    }
+
+
+def text_mask(known: int, bos: int) -> np.ndarray:
+    """Which of the first slots are text, with its start and end; the last one is [Ptts]."""
+    mask = np.zeros(bos + 1, np.uint8)
+    mask[: known + 3], mask[bos] = 1, 1
+    return mask
+
+
+# --- streaming --------------------------------------------------------------------------------------------------------
+
+
+def session_case(golden: Golden, name: str, told: dict[str, Any]) -> Case:
+    """Events one after another. As upstream's, there is one session at a time: another name begins anew."""
+    case, recorded = Case(name), golden.tensors(name)
+    draw = drawing(told.get("tts_sampling", "greedy"))
+    session, current = Session(golden.parts, upstream=True), None
+    for index, event in enumerate(told["events"]):
+        if event["session"] != current:
+            session, current = Session(golden.parts, upstream=True), event["session"]
+        if event["op"] == "prefill":
+            ours, known = prefill_event(golden, session, event)
+        else:
+            ours, known = generate_event(golden, session, event, draw)
+        prefix = f"ev{index}."
+        own = {key.removeprefix(prefix): recorded.pop(key) for key in list(recorded) if key.startswith(prefix)}
+        compare(case, own, ours, CLOSE, prefix)
+        facts(case, event, known, EVENT_ASIDE, prefix)
+    compare(case, recorded, {}, CLOSE)  # what belongs to no event is named
+    return case
+
+
+def prefill_event(golden: Golden, session: Session, event: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    language, heard, given = golden.parts.language, [], []
+    kept = language.prefill
+
+    def prefill(prompt: Prompt, vectors: list[Tensor], cache: Any) -> Iterator[int]:
+        given.append(prompt)
+        heard.extend(vectors)
+        return kept(prompt, vectors, cache)
+
+    language.prefill = prefill
+    try:
+        for _ in session.prefill(golden.message(event["msg"])):
+            pass
+    finally:
+        language.prefill = kept
+    [prompt] = given
+    ours: dict[str, Any] = {"inputs_embeds": language.embed(prompt, heard)[None]}
+    if heard:
+        ours["audio_embeds"] = torch.cat(heard)
+        [piece] = prompt.pieces(upstream=True)
+        ours["mel"] = log_mel(piece)[None]
+    return ours, {
+        "prompt": prompt.text,
+        "ids": prompt.ids,
+        "kv_len_after": session.cache.length,
+        "apm_kv_len_after": session.hears.length if session.hears else None,
+        "new_user_msg_after": session.opens,
+    }
+
+
+def generate_event(
+    golden: Golden, session: Session, event: dict[str, Any], draw: Sampler
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    calls, language = [], golden.parts.language
+    kept = language.generate
+
+    def generate(cache: Any, sampler: Any, stops: Any, limit: int, seen: Any) -> Iterator[int]:
+        calls.append(list(seen))
+        for token in kept(cache, sampler, stops, limit, seen):
+            calls[-1].append(token)
+            yield token
+
+    language.generate = generate
+    pieces = []
+    try:
+        with watching(golden.parts.speech) as watch:
+            for piece in session.generate(options({"max_new_tokens": 512, "generate_audio": True, **event["args"]}), draw):
+                if piece is not None:
+                    pieces.append(piece)
+                    if len(pieces) == event["stopped_after_yields"]:
+                        break
+    finally:
+        language.generate = kept
+    sounds = [piece.sound for piece in pieces if piece.sound is not None]
+    speaks = event["args"].get("generate_audio", True)
+    assert session.cache.speaker is not None
+    ours: dict[str, Any] = {
+        "spk_embeds": session.cache.speaker,
+        "tts_text_ids_prefilled": np.array(watch.text_ids()),
+        "wav": torch.cat(sounds) if sounds else torch.empty(0),
+    }
+    return ours | segment_codes(watch), {
+        "yield_texts": [piece.text for piece in pieces],
+        "yield_wav_lens": [None if piece.sound is None else len(piece.sound) for piece in pieces],
+        "llm_calls": calls,
+        "llm_generate_completed": session.completed,
+        "tts_prefill_positions": watch.places if speaks else None,
+        "tts_generate_totals": watch.totals if speaks else None,
+        "tts_text_mask_sums": mask_sums(golden, watch),
+        "dvae_in_lens": watch.decoded,
+        "finished": watch.ends if speaks else None,
+        "segments_prefill_audio": len(watch.carried),
+        "kv_len_after": session.cache.length,
+    }
+
+
+def mask_sums(golden: Golden, watch: Watch) -> list[int]:
+    assert golden.parts.speech is not None
+    bos = golden.parts.speech.decoder.bos
+    return [int(text_mask(known, bos).sum()) for known in watch.known]
+
+
+def segment_codes(watch: Watch) -> dict[str, Any]:
+    """segN.audio_ids: all frames of each segment."""
+    ends = [index for index, total in enumerate(watch.totals[:-1]) if watch.totals[index + 1] <= total or watch.ends[index]]
+    last = [*ends, len(watch.totals) - 1] if watch.totals else []
+    return {f"seg{number}.audio_ids": watch.codes[index][None] for number, index in enumerate(last)}

@@ -1,0 +1,302 @@
+"""Golden components of MiniCPM-o 2.6: each part of the model alone, and the helpers around it."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+from models.minicpm_o.audio_encoder import log_mel, placeholder_counts
+from models.minicpm_o.chat import Piece
+from models.minicpm_o.dvae import Dvae
+from models.minicpm_o.session import paired
+from models.minicpm_o.speaking import Speaking
+from models.minicpm_o.speech_decoder import penalize, visible_text
+from models.minicpm_o.speech_text import language_of, sentence_end, spell_digits
+from models.minicpm_o.vocoder import OverlapAdd, Vocoder
+from tests.parity.recorded import compare, facts
+from tests.parity.report import Case
+from tests.parity.watching import Watch, watching
+
+CLOSE = 1e-4
+NOT_PART = {  # recorded, but of nothing that is run to hear or to speak
+    "dvae.enc": "the DVAE's encoder, which makes codes of sound",
+    "chattts_mel_24k": "the DVAE encoder's own spectrogram",
+    "voice_checker": "counts of a helper whose input was not recorded",
+}
+
+
+class Components:
+    """components.json and components.safetensors of a folder, taken apart by their names."""
+
+    def __init__(self, golden: Any):
+        self.golden, self.parts = golden, golden.parts
+        self.told: dict[str, Any] = json.loads((golden.folder / "components.json").read_text(encoding="utf-8"))
+        self.tensors = load_file(golden.folder / "components.safetensors")
+        self.told.pop("tensors", None)
+        self.kinds: dict[str, Callable[[Case, str], None]] = {
+            "mel": self.mel,
+            "placeholder_tokens_by_samples": self.placeholders,
+            "placeholder_tokens_by_samples_nochunk": self.placeholders,
+            "apm": self.encoder,
+            "subsequent_chunk_mask": self.chunk_mask,
+            "tts_mask": self.speech_mask,
+            "prepare_tts_text": self.speech_text,
+            "dvae": self.codes_to_mel,
+            "vocos": self.codes_to_mel,
+            "ola": self.overlap,
+            "numbers": self.numbers,
+            "detect_language": self.language,
+            "sentence_end": self.sentence_end,
+            "warpers": self.warpers,
+            "rep": self.repetition,
+            "rep_penalty_class": self.classes,
+            "stream_tts": self.streamed_speech,
+        }
+
+    def run(self) -> Iterator[Case]:
+        """A case for each kind of component."""
+        names = sorted({*self.told, *self.tensors})
+        groups: dict[str, list[str]] = {}
+        for name in names:
+            group = next((each for each in NOT_PART if name.startswith(each)), name.split(".")[0].split("(")[0])
+            groups.setdefault(group, []).append(name)
+        for group, members in groups.items():
+            case = Case(f"component/{group}")
+            if group in NOT_PART:
+                case.notes.append(f"not run: {NOT_PART[group]}")
+            elif group not in self.kinds:
+                case.wrong.append(f"{', '.join(members)}: recorded, but nothing here gives it")
+            else:
+                self.kinds[group](case, group)
+            yield case
+
+    def named(self, group: str) -> dict[str, Tensor]:
+        """The group's tensors; each must be taken out by who compares it (see `left`)."""
+        return {name: tensor for name, tensor in self.tensors.items() if name.split(".")[0] == group}
+
+    # --- ears ---------------------------------------------------------------------------------------------------------
+
+    def mel(self, case: Case, group: str) -> None:
+        ours = {name: log_mel(self.golden.clip(name.split(".", 1)[1]))[None] for name in self.named(group)}
+        compare(case, self.named(group), ours, CLOSE)
+        for name, told in self.told.items():
+            if name.startswith("mel."):
+                samples = self.golden.clip(name.split(".", 1)[1])
+                case.fact(f"{name}.frames", log_mel(samples).shape[-1], told["frames"])
+                case.fact(f"{name}.placeholders", placeholder_counts(len(samples)), told["placeholder_chunks"])
+
+    def placeholders(self, case: Case, group: str) -> None:
+        """The recorded clips are shorter than 30 s or, beyond, cut to it, as one piece of a longer clip is."""
+        chunked = not group.endswith("nochunk")
+        for samples, told in self.told[group].items():
+            ours = placeholder_counts(min(int(samples), 480_000), chunked=chunked)
+            case.fact(samples, ours if chunked else sum(ours), told)
+
+    def encoder(self, case: Case, group: str) -> None:
+        ears, ours = self.parts.ears, {}
+        order = self.told["apm.batch3"]["order"] if "apm.batch3" in self.told else []
+        if order:
+            case.fact("mel_lens", [log_mel(self.golden.clip(one)).shape[-1] for one in order], self.told["apm.batch3"]["mel_lens"])
+            for row, vectors in enumerate(ears.encode([self.golden.clip(one) for one in order])):
+                ours[f"apm.batch3.{row}"] = vectors
+        for clip in {name.split(".")[1] for name in self.named(group)} - {"batch3"}:
+            mel = log_mel(self.golden.clip(clip), ears.mels)
+            for row, vectors in enumerate(ears.encode([self.golden.clip(clip)])):
+                ours[f"apm.{clip}.chunk1.{row}"] = vectors
+            hidden: list[Tensor] = []
+            hook = ears._encoder.layer_norm.register_forward_hook(lambda _, __, made: hidden.append(made))
+            ours[f"apm.{clip}.full"] = next(v for v in ears.mel_steps([mel], chunked=False) if v is not None)
+            hook.remove()
+            ours[f"apm.{clip}.encoder_last_hidden_full"] = hidden[0]
+        compare(case, self.named(group), ours, CLOSE)
+
+    def chunk_mask(self, case: Case, group: str) -> None:
+        """subsequent_chunk_mask(positions,chunk): 1 where a position (row) hears another (column)."""
+        for name, told in self.told.items():
+            if name.startswith(group):
+                positions, chunk = (int(number) for number in name[len(group) + 1 : -1].split(","))
+                ears = self.parts.ears
+                kept, ears._chunk = ears._chunk, chunk
+                mask = ears._mask(torch.tensor([positions]), positions, True)[0, 0]
+                ears._chunk = kept
+                case.fact(name, (mask == 0).int().tolist(), told)
+
+    # --- sound --------------------------------------------------------------------------------------------------------
+
+    def codes_to_mel(self, case: Case, group: str) -> None:
+        """dvae.N.ids → dvae.N.mel → vocos.N.wav."""
+        golden = {n: t for n, t in self.named(group).items() if not n.endswith(".ids") and not n.startswith("dvae.enc")}
+        ours = {}
+        for name in golden:
+            _, number, _ = name.split(".")
+            mel = self.parts.speech.dvae(self.tensors[f"dvae.{number}.ids"][0])
+            ours[name] = mel if group == "dvae" else self.parts.speech.vocoder(mel)
+        compare(case, golden, ours, CLOSE)
+
+    def overlap(self, case: Case, group: str) -> None:
+        """Two waves by the recipe, joined. Upstream gives the first one's length out, then what is left."""
+        told = self.told[group]
+        first, second = 12800, 14848
+        join = OverlapAdd(told["overlap"])
+        head = join.push(torch.sin(torch.arange(first) / 20))
+        rest = torch.cat([join.push(torch.cos(torch.arange(second) / 33)), join.finish()])
+        whole = torch.cat([head, rest])
+        case.fact("out_lens", [first, len(whole) - first], told["out_lens"])
+        ours = {}
+        for name, tensor in self.named(group).items():
+            ours[name] = whole[first - len(tensor) : first] if "out0_tail" in name else whole[first : first + len(tensor)]
+        compare(case, self.named(group), ours, CLOSE)
+
+    # --- speech -------------------------------------------------------------------------------------------------------
+
+    def speech_mask(self, case: Case, group: str) -> None:
+        """Which positions a step of the speech decoder sees, for `past` positions before it."""
+        decoder = self.parts.speech.decoder
+        for told in self.told[group]:
+            frames = told["past"] - decoder.bos
+            text = visible_text(frames, told["text_len"], decoder.reserved)
+            runs = [[0, text - 1]] + ([[decoder.bos + 1, told["past"]]] if frames else [])
+            name = f"past {told['past']}, text {told['text_len']}"
+            case.fact(name, runs, told["visible_runs_inclusive"])
+            case.fact(f"{name}: length", told["past"] + 1, told["mask_len"])
+
+    def speech_text(self, case: Case, group: str) -> None:
+        for told in self.told[group]:
+            ids, known = self.parts.speech.text.layout(told["text"])
+            case.fact(f"{told['text'][:40]!r}: n_tokens", [known, len(ids)], [told["n_tokens"], told["ids_len"]])
+            for name, ours in (("ids_first_40", ids[:40]), ("ids_last_5", ids[-5:])):
+                case.tokens(f"{told['text'][:40]!r}: {name}", ours, told[name])
+
+    def numbers(self, case: Case, group: str) -> None:
+        for text, language, told in self.told[group]:
+            case.fact(text, spell_digits(text, language), told)
+
+    def language(self, case: Case, group: str) -> None:
+        for text, told in self.told[group]:
+            case.fact(text, language_of(text), told)
+
+    def sentence_end(self, case: Case, group: str) -> None:
+        for text, told in self.told[group]:
+            case.fact(text, sentence_end(text), told)
+
+    def warpers(self, case: Case, group: str) -> None:
+        """The codes that top-p and top-k leave, of logits as the heads give them."""
+        config = self.parts.config.tts
+        logits = self.tensors["warpers.in"]
+        for warper in (TopPLogitsWarper(config.top_p, min_tokens_to_keep=3), TopKLogitsWarper(config.top_k, min_tokens_to_keep=3)):
+            case.fact("class", type(warper).__name__ in self.told[group], True)
+            logits = warper(torch.empty(0), logits)
+        golden = {name: tensor for name, tensor in self.named(group).items() if name != "warpers.in"}
+        compare(case, golden, {"warpers.kept": logits.isfinite()}, CLOSE)
+
+    def classes(self, case: Case, group: str) -> None:
+        case.notes.append("names of upstream's classes")
+
+    def repetition(self, case: Case, group: str) -> None:
+        case.notes.append("see below")
+
+    def streamed_speech(self, case: Case, group: str) -> None:
+        """Scripted text, drawn greedily, with ends at given draws."""
+        golden, left = self.named(group), set(self.named(group))
+        for key, told in self.told.items():
+            if not key.startswith(f"{group}."):
+                continue
+            pieces, watch = self.spoken(told)
+            sounds = [piece.sound for piece in pieces]
+            whole = torch.cat(sounds) if sounds else torch.empty(0)
+            ours: dict[str, Any] = {f"{key}.text_ids_prefilled": np.array(watch.text_ids()), f"{key}.wav": whole}
+            ours |= {f"{key}.audio_ids_at_generate{at}": codes[None] for at, codes in enumerate(watch.codes)}
+            own = {name: tensor for name, tensor in golden.items() if name.startswith(f"{key}.")}
+            left -= set(own)
+            compare(case, own, ours, CLOSE)
+            bos = self.parts.speech.decoder.bos
+            facts(
+                case,
+                told,
+                {
+                    "yield_texts": [piece.text for piece in pieces],
+                    "yield_wav_lens": [len(sound) for sound in sounds],
+                    "new_ids_totals": watch.totals,
+                    "finished": watch.ends,
+                    "prefill_positions": watch.places,
+                    "prefill_audio_ids_shapes": watch.carried,
+                    "text_mask_sums": [min(known + 3, bos) + 1 for known in watch.known],
+                    "dvae_in_lens": watch.decoded,
+                    "max_new": watch.asked,
+                    "sampler_calls": len(watch.logits),
+                    "wav_len": len(whole),
+                },
+                ("pieces", "spk_embeds", "sampler", "eos_calls", "enable_regenerate"),
+                f"{key}.",
+            )
+        case.wrong += [f"{name}: recorded, but of no script" for name in sorted(left)]
+
+    def spoken(self, told: dict[str, Any]) -> tuple[list[Piece], Watch]:
+        ends, calls = set(told["eos_calls"]), count()
+
+        def draw(chances: Tensor) -> Tensor:
+            drawn = chances[:, :-1].argmax(-1)
+            if next(calls) in ends:
+                drawn[0] = chances.shape[-1] - 1
+            return drawn
+
+        seed = re.search(r"default_rng\((\d+)\)", told["spk_embeds"])
+        assert seed
+        state = np.random.default_rng(int(seed[1])).standard_normal((1, self.parts.config.tts.llm_dim))
+        speaker = torch.from_numpy(state.astype(np.float32))[0]
+        with watching(self.parts.speech) as watch:
+            speaking = Speaking(self.parts.speech, speaker, draw, upstream=True)
+            pieces = list(paired(speaking, iter(told["pieces"])))
+        return [piece for piece in pieces if piece is not None], watch
+
+
+def real_sizes(folder: Path) -> Iterator[Case]:
+    """DVAE and vocoder at their real sizes, with weights made by the recipe of the golden data's README."""
+    file = folder / "realdims_dvae_vocos.safetensors"
+    if not file.exists():
+        return
+    golden = load_file(file)
+    shapes = json.loads((folder / "real_state_dict_manifest.json").read_text())
+    dvae = {k.removeprefix("tts.dvae."): s for k, s in shapes["speech_only"].items() if k.startswith("tts.dvae.")}
+    mel = Dvae(_recipe("dvae", dvae))(golden["codes"][0])
+    vocoder = Vocoder(_recipe("vocos", shapes["Vocos.pt"]))
+    case = Case("component/realdims_dvae_vocos")
+    compare(case, {"mel": golden["mel"], "wav": golden["wav"]}, {"mel": mel, "wav": vocoder(mel)}, CLOSE)
+    yield case
+
+
+def _recipe(part: str, shapes: Mapping[str, Any], seed: int = 515) -> dict[str, Tensor]:
+    state = {}
+    for key, shape in shapes.items():
+        name = f"{part}.{key}"
+        mean, std = _moments(name, shape)
+        random = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        state[key] = torch.from_numpy(random.standard_normal(shape).astype(np.float32) * np.float32(std) + np.float32(mean))
+        if name == "vocos.head.out.weight":
+            state[key] *= 0.6
+        if name.endswith("istft.window"):
+            state[key] = torch.hann_window(shape[0])
+    return state
+
+
+def _moments(name: str, shape: list[int]) -> tuple[float, float]:
+    if name.endswith("norm.weight"):
+        return 1, 0.1
+    if name.endswith(".bias"):
+        return 0, 0.1
+    if name.endswith("dvae.coef"):
+        return 1, 0.2
+    if name.endswith((".coef", ".gamma")):
+        return 0.5, 0.2
+    return 0, float(1 / np.sqrt(np.prod(shape[1:])))
