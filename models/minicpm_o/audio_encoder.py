@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models import torchaudio_switch  # noqa: F401  (the features' module imports torchaudio where it is installed)
 from models.errors import UserError
 from models.minicpm_o.cache import growing_cache
-from models.minicpm_o.checkpoint import DTYPES, Checkpoint, fill, memory_bytes, shapes
+from models.minicpm_o.checkpoint import Checkpoint, dtype_of, fill, memory_bytes, shapes
 from models.minicpm_o.config import PIECE_SECONDS, MiniCPMOConfig
 
 RATE = 16_000  # Hz
@@ -109,7 +109,7 @@ class AudioEncoder:
             part.requires_grad_(False).eval()
         for index, layer in enumerate(encoder.layers):
             layer.self_attn.layer_idx = index  # where it stands in the cache of a stream
-        self._device, self._dtype = torch.device(device), DTYPES[precision]
+        self._device, self._dtype = torch.device(device), dtype_of(precision, device)
         self.mels, self._most = config.audio.num_mel_bins, config.audio.max_source_positions
         self._pool, self._chunk = config.audio_pool_step, config.audio_chunk_frames
 

@@ -129,28 +129,68 @@ def fill(
 ) -> None:
     """Give a module on the meta device, and all below it, their weights, a tensor at a time.
 
-    Precision "fp32", "bf16", or "int8": int8 linear layers and tables, all else float32, for a CPU. Buffers that no
-    checkpoint holds stay where they were made.
+    Precision "fp32" and "bf16" for any device. On a CPU "int8" means int8 linear layers and tables, all else float32;
+    on a GPU "int8" and "int4" mean such weights of linear layers by torchao, all else bf16. Buffers that no checkpoint
+    holds stay where they were made. Raises UserError where the precision is not for the device, or torchao missing.
     """
+    dtype = dtype_of(precision, device)
+    small = precision in ("int8", "int4")
     for name, child in module.named_children():
         below = f"{path}{name}."
-        if precision == "int8" and type(child) is nn.Linear:
+        if small and dtype == torch.float32 and type(child) is nn.Linear:
             setattr(module, name, Int8Linear(tensors[f"{below}weight"], tensors.get(f"{below}bias")))
-        elif precision == "int8" and name == "embed_tokens":
+        elif small and dtype == torch.float32 and name == "embed_tokens":
             setattr(module, name, Int8Embedding(tensors[f"{below}weight"]))
         else:
             fill(child, tensors, precision, device, below)
+            if small and type(child) is nn.Linear:
+                weight_only(child, "int8" if name == "lm_head" else precision)
     own = {key: tensors[path + key] for key in module.state_dict() if "." not in key}
     # A vector is copied: one that stays mapped to the file keeps every page in memory that was read beside it.
-    own = {key: tensor.to(device, DTYPES[precision], copy=tensor.ndim == 1) for key, tensor in own.items()}
+    own = {key: tensor.to(device, dtype, copy=tensor.ndim == 1) for key, tensor in own.items()}
     module.load_state_dict(own, strict=False, assign=True)  # not strict: what is below has its own already
+
+
+def dtype_of(precision: str, device: str | torch.device) -> torch.dtype:
+    """The type that a network of this precision computes in on a device. Raises UserError where there is none."""
+    cpu = torch.device(device).type == "cpu"
+    if precision not in DTYPES and (cpu or precision != "int4"):
+        raise UserError(
+            "precision_unknown", precision=precision, known=", ".join([*DTYPES, *([] if cpu else ["int4"])])
+        )
+    return torch.bfloat16 if not cpu and precision in ("int8", "int4") else DTYPES[precision]
+
+
+def weight_only(layer: nn.Linear, precision: str) -> None:
+    """Give a linear layer int8 (a scale a row) or int4 (a scale for 128 inputs) weights, by torchao, in place."""
+    try:
+        from torchao.quantization import (  # pyright: ignore[reportMissingImports]
+            Int4WeightOnlyConfig,
+            Int8WeightOnlyConfig,
+            quantize_,
+        )
+    except ImportError as error:
+        raise UserError("library_missing", library="torchao", what=f"{precision} on a GPU") from error
+    tiled = "tile_packed_to_4d"  # the layout of torch's own int4 kernel; others need more libraries
+    quantize_(
+        layer, Int8WeightOnlyConfig() if precision == "int8" else Int4WeightOnlyConfig(128, int4_packing_format=tiled)
+    )
 
 
 def memory_bytes(module: nn.Module) -> int:
     """Bytes of a network's weights, each counted once."""
     stored = (tensor for tensor in [*module.parameters(), *module.buffers()] if tensor.device.type != "meta")
-    plain = {tensor.data_ptr(): tensor.nbytes for tensor in stored}
+    plain = {part.data_ptr(): part.nbytes for tensor in stored for part in _parts(tensor)}
     return sum(plain.values()) + sum(getattr(layer, "bytes", 0) for layer in module.modules())
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """A plain tensor itself; of a quantized one, the tensors that it is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:  # pyright: ignore[reportAttributeAccessIssue]
+        yield from _parts(getattr(tensor, name))
 
 
 def _shards(folder: Path) -> list[Path]:

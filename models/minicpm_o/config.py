@@ -80,6 +80,12 @@ class MiniCPMOConfig:
         return self.llm.hidden_size
 
     @property
+    def most_positions(self) -> int:
+        """Of a prompt and its answer."""
+        assert self.llm.max_position_embeddings
+        return self.llm.max_position_embeddings
+
+    @property
     def audio_chunk_frames(self) -> int:
         """Encoder frames that see each other: those of one second."""
         return int(self.audio_chunk_seconds * ENCODER_FRAMES_PER_SECOND)

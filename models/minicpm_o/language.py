@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.layers import lay_out
 from models.minicpm_o.cache import growing_cache
-from models.minicpm_o.checkpoint import DTYPES, Checkpoint, fill, memory_bytes, shapes
+from models.minicpm_o.checkpoint import Checkpoint, dtype_of, fill, memory_bytes, shapes
 from models.minicpm_o.config import MiniCPMOConfig
 from models.minicpm_o.prompts import Prompt
 from models.minicpm_o.sampling import Decoding, Sampler
@@ -62,7 +62,8 @@ class KVCache:
 
     def memory_bytes(self) -> int:
         """Bytes of keys and values, the room behind them not counted."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers.layers if layer.keys is not None)
+        held = (part for layer in self.layers.layers for part in (layer.keys, layer.values))
+        return sum(part.nbytes for part in held if part is not None)
 
 
 class LanguageModel:
@@ -76,9 +77,10 @@ class LanguageModel:
         device: str = "cpu",
         attention: str = "sdpa",
     ):
-        """Reads what stands under llm.*. Precision "fp32" or "int8" (weights and the tables) for a CPU, "bf16" for any.
+        """Reads what stands under llm.*. Precision "fp32", "bf16", "int8"; "int4" on a GPU (see checkpoint.fill).
 
-        `attention` is one of transformers' names. Raises UserError("checkpoint_wrong").
+        `attention` is one of transformers' names. Raises UserError("checkpoint_wrong"), "library_missing" or
+        "precision_unknown".
         """
         network: Any = skeleton(config, attention)
         checkpoint.check(PREFIX, shapes(network))
@@ -88,8 +90,8 @@ class LanguageModel:
         if precision == "fp32" and torch.device(device).type == "cpu":
             lay_out(network, precision)  # quick for few rows
         self.network = network.requires_grad_(False).eval()
-        self._device, self._dtype = torch.device(device), DTYPES[precision]
-        self.width, self.most_positions = config.llm_width, config.llm.max_position_embeddings
+        self._device, self._dtype = torch.device(device), dtype_of(precision, device)
+        self.width, self.most_positions = config.llm_width, config.most_positions
 
     def memory_bytes(self) -> int:
         """Bytes of the weights in memory."""

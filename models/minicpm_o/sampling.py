@@ -93,7 +93,7 @@ class Sampler:
 
     def __call__(self, logits: Tensor, seen: Sequence[int]) -> int:
         """Float [vocabulary] → an id. `seen` are the ids that the penalty counts."""
-        scores = logits.float()[None]
+        scores: Any = logits.float()[None]
         none: Any = None  # warpers look at no ids
         if self._decoding.repetition_penalty != 1 and seen:
             past: Any = torch.tensor([list(dict.fromkeys(seen))], device=scores.device)
