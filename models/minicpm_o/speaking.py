@@ -10,7 +10,7 @@ closed before the decoder's room ends; where speech ends before its text, what w
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -117,6 +117,7 @@ class Speaking:
         self._lead: list[Tensor] = []  # frames that are decoded once more before the next ones
         self.segments = [Utterance(parts.decoder, speaker)]
         self._text, self._pieces, self._steps = first, 0, 0
+        self._new = False  # whether the segment's text is more than what the one before it had said
 
     def write(self, piece: str) -> Sounds:
         """The next piece of the answer's text, as written."""
@@ -127,7 +128,7 @@ class Speaking:
             return
         self._pieces += 1
         read = self._reading.push(piece)
-        self._text += read
+        self._add(read)
         ids, known = self._parts.text.layout(self._text)
         cut = self._cut(piece if self._upstream else read, known)
         if cut:
@@ -143,12 +144,16 @@ class Speaking:
     def finish(self) -> Sounds:
         """Say the rest: no text follows."""
         if not self.ended:
-            self._text += self._reading.finish()
+            self._add(self._reading.finish())
             # What a closed segment left over is lost upstream where no text follows it.
-            if self._pieces if self._upstream else self._text.strip():
+            if self._pieces if self._upstream else self._new:
                 yield from self._close()
             yield self._sound.finish()
         self.ended = True
+
+    def _add(self, text: str) -> None:
+        self._text += text
+        self._new = self._new or bool(text.strip())
 
     # --- a segment ----------------------------------------------------------------------------------------------------
 
@@ -173,8 +178,8 @@ class Speaking:
             yield self._sound.finish()
             self.ended = True
         else:
-            end = known + FIRST_TEXT
-            self._go_on(ids[: utterance.slots], self._parts.text.decode(ids[utterance.slots : end]))
+            unread = ids[utterance.slots : known + FIRST_TEXT]
+            self._go_on(ids[: utterance.slots], " " if self._text[-1:].isspace() else "", unread)
 
     def _close(self) -> Generator[Tensor | None, None, list[int]]:
         """Read what is left of the segment's text, and its end, and speak until the decoder ends. Gives what was read."""
@@ -187,19 +192,23 @@ class Speaking:
         self.ended = self._upstream and utterance.full
         return ids[:end]
 
-    def _go_on(self, read: list[int], text: str) -> None:
-        """A new segment that begins with the end of the last one's ids and frames; `text` was left over from it."""
-        carried = self.segments[-1].codes[-CARRIED_FRAMES:]
+    def _go_on(self, read: list[int], left: str, unread: Sequence[int] = ()) -> None:
+        """A new segment. It begins with the end of the last one's ids and frames, goes on with what was not read yet."""
+        frames = self.segments[-1].codes[-CARRIED_FRAMES:]
+        words = read[FIRST_TEXT:][-CARRIED_WORDPIECES:]
         utterance = Utterance(self._parts.decoder, self._speaker)
-        utterance.feed([*read[:FIRST_TEXT], *read[FIRST_TEXT:][-CARRIED_WORDPIECES:]])
-        if carried:
-            utterance.carry(carried)
+        utterance.feed([*read[:FIRST_TEXT], *words])
+        if frames:
+            utterance.carry(frames)
         utterance.rewind()
+        text = self._parts.text.decode([*words, *unread])
+        self._text = (text if self._upstream else text.removeprefix("##")) + left
+        self._new = bool(unread or left.strip())
         if self._upstream:
-            self._sound, self._lead = self._sink(), carried[-OVERLAP_FRAMES:]
-            self._reading = Reading(True, text)
+            self._sound, self._lead = self._sink(), frames[-OVERLAP_FRAMES:]
+            self._reading = Reading(True, self._text)
         self.segments.append(utterance)
-        self._text, self._pieces, self._steps = text, 0, 0
+        self._pieces, self._steps = 0, 0
 
     def _feed(self, ids: list[int], end: int, known: int) -> None:
         """Read up to slot `end`, and let the mask know how many wordpieces there are."""
