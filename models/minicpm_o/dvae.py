@@ -5,7 +5,7 @@ Codes are groups of residual finite scalar quantisation (FSQ, arXiv 2309.15505):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from models import torchaudio_switch  # noqa: F401  (before vocos, which imports torchaudio)
 
@@ -17,8 +17,6 @@ from vocos.modules import ConvNeXtBlock
 LEVELS = 5  # of a digit
 DIGITS = 4  # of an index
 RESIDUALS = 2  # indices of a group: the second refines the first
-UNUSED = ("encoder.", "downsample_conv.")  # of the encoding half, which never runs
-QUANTIZER = "vq_layer.quantizer.rvqs."
 
 
 class Dvae(nn.Module):
@@ -27,23 +25,36 @@ class Dvae(nn.Module):
     def __init__(self, state: Mapping[str, Tensor], device: str | torch.device = "cpu"):
         """`state`: the checkpoint's tensors below "tts.dvae." Raises KeyError, RuntimeError where they do not fit."""
         super().__init__()
-        own = {_rename(key): state[key] for key in state if not key.startswith(UNUSED) and ".project_in." not in key}
-        middle, channels, _ = own["conv_in.0.weight"].shape
-        width = len(own["conv_in.2.weight"])
-        blocks = len({key.split(".")[1] for key in own if key.startswith("blocks.")})
-        groups = len({key.split(".")[1] for key in own if key.startswith("project_out.")})
-        mels, inner, _ = own["out_conv.weight"].shape
+        self._build({key: state[key].shape for key in state})
+        own = {key: state[_spelt(key)].to(device, torch.float32) for key in self.state_dict()}
+        self.load_state_dict(own, assign=True)
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def expected(cls, shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Size]:
+        """The tensors below "tts.dvae." and their shapes, for the sizes that some of `shapes` tell. Raises KeyError."""
+        empty = cls.__new__(cls)
+        nn.Module.__init__(empty)
+        empty._build(shapes)
+        return {_spelt(key): tensor.shape for key, tensor in empty.state_dict().items()}
+
+    def _build(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """The parts, without their weights."""
+        middle, channels, _ = shapes["decoder.conv_in.0.weight"]
+        width, *_ = shapes["decoder.conv_in.2.weight"]
+        block_inner, *_ = shapes["decoder.decoder_block.0.pwconv1.weight"]
+        mels, inner, _ = shapes["out_conv.weight"]
+        blocks = sum(key.startswith("decoder.decoder_block.") and key.endswith(".coef") for key in shapes)
+        groups = sum(key.endswith(".project_out.weight") for key in shapes)
         with torch.device("meta"):
             self.project_out = nn.ModuleList(nn.Linear(DIGITS, channels) for _ in range(groups))
             self.conv_in = nn.Sequential(
                 nn.Conv1d(channels, middle, 3, padding=1), nn.GELU(), nn.Conv1d(middle, width, 3, padding=1)
             )
-            self.blocks = nn.ModuleList(_block(width, len(own["blocks.0.pwconv1.weight"])) for _ in range(blocks))
+            self.blocks = nn.ModuleList(_block(width, block_inner) for _ in range(blocks))
             self.conv_out = nn.Conv1d(width, inner, 1, bias=False)
             self.out_conv = nn.Conv1d(inner, mels, 3, padding=1, bias=False)
             self.coef = nn.Parameter(torch.empty(1, mels, 1))
-        self.load_state_dict({key: value.to(device, torch.float32) for key, value in own.items()}, assign=True)
-        self.requires_grad_(False).eval()
 
     @torch.inference_mode()
     def forward(self, codes: Tensor) -> Tensor:
@@ -75,10 +86,12 @@ def _block(width: int, inner: int) -> ConvNeXtBlock:
     return block
 
 
-def _rename(key: str) -> str:
-    """The checkpoint's name of a tensor → the one it has here."""
-    key = key.removeprefix("decoder.").removeprefix(QUANTIZER).replace("decoder_block.", "blocks.")
-    if key.endswith(("project_out.weight", "project_out.bias")):
-        group, _, kind = key.split(".")
-        return f"project_out.{group}.{kind}"
-    return key.replace(".coef", ".gamma")
+def _spelt(key: str) -> str:
+    """A tensor's name here → its name in the checkpoint."""
+    part, _, rest = key.partition(".")
+    if part == "project_out":
+        group, kind = rest.split(".")
+        return f"vq_layer.quantizer.rvqs.{group}.project_out.{kind}"
+    if part == "blocks":
+        return f"decoder.decoder_block.{rest.replace('gamma', 'coef')}"
+    return f"decoder.{key}" if part in ("conv_in", "conv_out") else key

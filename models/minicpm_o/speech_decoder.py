@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel, TopKLogitsWarper, TopPLogitsWarper
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from models.layers import linear
 from models.minicpm_o.checkpoint import DTYPES
@@ -33,6 +34,7 @@ FRAMES_STEP = 25  # frames of a stretch of speech
 FRAMES_PER_TEXT_STEP = 50  # after so many frames the next wordpieces come into view
 MOST_FRAMES = 2048  # of an utterance, 44 s; seen to only between stretches
 NO_END = 10  # frames of a stretch in which speech cannot end
+EPS = 1e-6  # of the norms: LlamaConfig's own
 GROWTH = 256  # frames for which a KV cache makes room at once
 
 Sampler = Callable[[Tensor], Tensor]
@@ -86,16 +88,48 @@ def penalize(logits: Tensor, recent: Tensor, penalty: float) -> Tensor:
     return torch.where(logits < 0, logits * factor, logits / factor)
 
 
+def expected(config: SpeechConfig) -> dict[str, torch.Size]:
+    """The tensors below "tts.", without the DVAE's, and their shapes."""
+    with torch.device("meta"):
+        llama = LlamaModel(_llama(config)).state_dict()
+    width, codes = config.hidden_size, config.num_audio_tokens
+    shapes = {f"model.{key}": tuple(tensor.shape) for key, tensor in llama.items() if key != "embed_tokens.weight"}
+    shapes["emb_text.weight"] = (config.num_text_tokens, width)
+    shapes |= {"projector.linear1.weight": (width, config.llm_dim), "projector.linear2.weight": (width, width)}
+    shapes |= {"projector.linear1.bias": (width,), "projector.linear2.bias": (width,)}
+    for book in range(CODEBOOKS):
+        shapes |= {f"emb_code.{book}.weight": (codes, width)}
+        shapes |= {HEAD.format(book, 0): (codes, 1), HEAD.format(book, 1): (codes, width)}
+    return {key: torch.Size(shape) for key, shape in shapes.items()}
+
+
+def _llama(config: SpeechConfig) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_attention_heads=config.num_attention_heads,
+        num_hidden_layers=config.num_hidden_layers,
+        max_position_embeddings=config.max_position_embeddings,
+        rms_norm_eps=EPS,  # pyright: ignore[reportArgumentType]  (declared as int)
+    )
+
+
 class SpeechDecoder(nn.Module):
     """The network, without state of any utterance: many may be spoken in turns on one.
 
     Precision "fp32" and "int8" (weights of the Llama; all else float32) are for a CPU, "bf16" for any device.
     """
 
+    text_table: Tensor
+    code_tables: Tensor
+    code_rows: Tensor
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: SpeechConfig, state: Mapping[str, Tensor], precision: str = "fp32", device: str = "cpu"):
         """`state`: the tensors of the checkpoint below "tts."; the DVAE's among them are not touched.
 
-        Raises KeyError or RuntimeError where they are not those of `config`.
+        Raises KeyError where one is missing; see expected().
         """
         super().__init__()
         self.config, self.dtype = config, DTYPES[precision]
@@ -106,46 +140,36 @@ class SpeechDecoder(nn.Module):
         def take(key: str) -> Tensor:
             return state[key].to(device, self.dtype, copy=state[key].ndim == 1)
 
-        llama = LlamaConfig(
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_attention_heads=config.num_attention_heads,
-            num_hidden_layers=config.num_hidden_layers,
-            max_position_embeddings=config.max_position_embeddings,
-        )
-        with torch.device("meta"):
-            shapes = {key: tensor.shape for key, tensor in LlamaModel(llama).state_dict().items()}
+        keys = expected(config)
         self.layers = nn.ModuleList()
         for index in range(config.num_hidden_layers):
-            prefix = f"layers.{index}."
-            own = {key.removeprefix(prefix): take(f"model.{key}") for key in shapes if key.startswith(prefix)}
-            for key, tensor in own.items():
-                if tensor.shape != shapes[prefix + key]:
-                    raise RuntimeError(f"model.{prefix}{key} is {list(tensor.shape)}, not {list(shapes[prefix + key])}")
-            self.layers.append(Layer(own, config.num_attention_heads, llama.rms_norm_eps, precision))
-        self.norm = RMSNorm(take("model.norm.weight"), llama.rms_norm_eps)
-        self.text_table = take("emb_text.weight")
-        self.code_tables = torch.stack([take(f"emb_code.{book}.weight") for book in range(CODEBOOKS)]).flatten(0, 1)
-        self.code_rows = torch.arange(CODEBOOKS, device=device) * config.num_audio_tokens
+            prefix = f"model.layers.{index}."
+            own = {key.removeprefix(prefix): take(key) for key in keys if key.startswith(prefix)}
+            self.layers.append(Layer(own, config.num_attention_heads, precision))
+        self.norm = RMSNorm(take("model.norm.weight"))
+        self.register_buffer("text_table", take("emb_text.weight"))
+        tables = [take(f"emb_code.{book}.weight") for book in range(CODEBOOKS)]
+        self.register_buffer("code_tables", torch.cat(tables))
+        self.register_buffer("code_rows", torch.arange(CODEBOOKS, device=device) * config.num_audio_tokens)
+        plain = "bf16" if precision == "bf16" else "fp32"  # the small parts are not quantised
         self.projector = nn.ModuleList(
-            linear("bf16", take(f"projector.{name}.weight"), take(f"projector.{name}.bias"))
+            linear(plain, take(f"projector.{name}.weight"), take(f"projector.{name}.bias"))
             for name in ("linear1", "linear2")
         )
         heads = [(take(HEAD.format(book, 0)), take(HEAD.format(book, 1))) for book in range(CODEBOOKS)]
         folded = torch.cat([size * F.normalize(direction, dim=1) for size, direction in heads])  # weight norm
-        self.head = linear("bf16" if precision == "bf16" else "fp32", folded)
-        self._place_positions(llama, device)
+        self.head = linear(plain, folded)
+        self._place_positions(device)
         self.requires_grad_(False).eval()
 
-    def _place_positions(self, llama: LlamaConfig, device: str) -> None:
+    def _place_positions(self, device: str) -> None:
         """Rotary tables [positions, 1, head size] for the longest utterance, by transformers' own module."""
-        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
         count = self.bos + 1 + MOST_FRAMES + FRAMES_STEP
         where = torch.arange(count, device=device)[None]
-        cos, sin = LlamaRotaryEmbedding(llama, device=torch.device(device))(self.text_table[:1], where)
-        half = cos.shape[-1] // 2
-        self.cos, self.sin = cos[0, :, None], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)[:, None]
+        cos, sin = LlamaRotaryEmbedding(_llama(self.config), device=torch.device(device))(self.text_table[:1], where)
+        lower, upper = sin[0, :, None].chunk(2, -1)
+        self.register_buffer("cos", cos[0, :, None])
+        self.register_buffer("sin", torch.cat([-lower, upper], -1))  # with the sign of the rotation
 
     @property
     def device(self) -> torch.device:
@@ -190,19 +214,19 @@ class SpeechDecoder(nn.Module):
 class RMSNorm(nn.Module):
     """Llama's, in one call."""
 
-    def __init__(self, weight: Tensor, eps: float):
+    def __init__(self, weight: Tensor):
         super().__init__()
-        self.weight, self.eps = nn.Parameter(weight, requires_grad=False), eps
+        self.weight = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, width] → [rows, width]."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight, EPS)
 
 
 class Layer(nn.Module):
     """A Llama layer whose products are few: query, key and value in one, gate and up in one."""
 
-    def __init__(self, state: Mapping[str, Tensor], heads: int, eps: float, precision: str):
+    def __init__(self, state: Mapping[str, Tensor], heads: int, precision: str):
         super().__init__()
 
         def fused(*names: str) -> nn.Module:
@@ -210,8 +234,8 @@ class Layer(nn.Module):
             return linear(precision, torch.cat(parts) if len(parts) > 1 else parts[0])
 
         self.heads = heads
-        self.norm_1 = RMSNorm(state["input_layernorm.weight"], eps)
-        self.norm_2 = RMSNorm(state["post_attention_layernorm.weight"], eps)
+        self.norm_1 = RMSNorm(state["input_layernorm.weight"])
+        self.norm_2 = RMSNorm(state["post_attention_layernorm.weight"])
         self.qkv = fused("self_attn.q", "self_attn.k", "self_attn.v")
         self.proj = fused("self_attn.o")
         self.gate_up, self.down = fused("mlp.gate", "mlp.up"), fused("mlp.down")
@@ -223,7 +247,7 @@ class Layer(nn.Module):
         rows, width = x.shape
         parts = self.qkv(self.norm_1(x)).view(rows, 3 * self.heads, -1)
         turned = parts[:, : 2 * self.heads]
-        turned = turned * cos + turned.roll(turned.shape[-1] // 2, -1) * sin  # `sin` has the sign of the rotation
+        turned = turned * cos + turned.roll(turned.shape[-1] // 2, -1) * sin
         skipped = rows - (kept.stop - kept.start)
         keys[:, kept] = turned[skipped:, self.heads :].transpose(0, 1)
         values[:, kept] = parts[skipped:, 2 * self.heads :].transpose(0, 1)

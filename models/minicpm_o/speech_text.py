@@ -23,10 +23,10 @@ UNSPEAKABLE = re.compile(rf"[^A-Za-zÀ-ɏ\d{HANZI}\s.,!?;:'\"()\-—…，。！
 FULL_WIDTH = str.maketrans({chr(full): chr(full - 0xFEE0) for full in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF5B))})
 CHINESE = re.compile(rf"[{HANZI}]")
 DATE = re.compile(r"(?<![\d-])([12]\d{3})-(0?[1-9]|1[0-2])-(0?[1-9]|[12]\d|3[01])(?![\d-])")
-SETTLED = re.compile(
-    rf"\s|[{HANZI}](?=[^\n])|[，。！？；：、]"
-)  # what follows such a character does not change what is before
-OPEN_END = re.compile(r"[\d$€£¥￥#+\-−.,:%°/]\s*$")  # …unless a number or a sign waits for its unit
+# What follows such a character does not change how the text before it is read,
+SETTLED = re.compile(rf"\s|[{HANZI}](?=[^\n])|[，。！？；：、]")
+# unless a number or a sign waits for its unit, or a word for its year.
+OPEN_END = re.compile(rf"(?i)(?:\d[.,:]?|[$€£¥￥#+\-−%°/]|\b(?:{BEFORE_YEAR}))\s*$")
 
 
 class SpeechText:
@@ -34,7 +34,7 @@ class SpeechText:
 
     def __init__(self, folder: Path, reserved: int = 300):
         """`folder`: the checkpoint's. `reserved`: slots for text. Raises UserError("checkpoint_wrong")."""
-        from transformers import BertTokenizerFast
+        from transformers import BertTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]  (made on demand)
 
         self._reserved = reserved
         try:
