@@ -15,7 +15,15 @@ from models.minicpm_o.prompts import Prompt
 from models.minicpm_o.sampling import Decoding
 from models.minicpm_o.sampling import Sampler as TextSampler
 from models.minicpm_o.speaking import Speaking, SpeechParts
-from models.minicpm_o.speech_decoder import FIRST_TEXT, FRAMES_STEP, TEXT_STEP, Sampler, Utterance, seeded, upstream_draw
+from models.minicpm_o.speech_decoder import (
+    FIRST_TEXT,
+    FRAMES_STEP,
+    TEXT_STEP,
+    Sampler,
+    Utterance,
+    seeded,
+    upstream_draw,
+)
 from models.minicpm_o.tokenizer import SPEECH_CLOSE, SPEECH_OPEN, Writing
 
 MOST_TOKENS = 2048  # of an answer, as upstream
@@ -62,9 +70,7 @@ def stream(parts: Parts, prompt: Prompt, cache: KVCache, options: Options, whole
     speaking = None
     if options.speak:
         assert cache.speaker is not None
-        speaking = Speaking(
-            voice(parts), cache.speaker[0], options.speech_sampler(sampler.seed), whole=whole
-        )
+        speaking = Speaking(voice(parts), cache.speaker[0], options.speech_sampler(sampler.seed), whole=whole)
     yield from write(parts, cache, sampler, options.limit, speaking)
 
 

@@ -25,8 +25,10 @@ VOCODER = Path("assets") / "Vocos.pt"
 
 @dataclass
 class Parts:
-    """`ears` and `speech` are None where they were not loaded."""
+    """`ears` and `speech` are None where they were not loaded. `precision` is the language model's."""
 
+    precision: str
+    device: str
     config: MiniCPMOConfig
     tokenizer: Tokenizer
     prompts: Prompts
@@ -35,17 +37,21 @@ class Parts:
     speech: SpeechParts | None
 
 
-def load(folder: Path, precision: str, device: str, hears: bool = True, speaks: bool = True) -> Parts:
+def load(
+    folder: Path, precision: str, device: str, hears: bool = True, speaks: bool = True, attention: str = "sdpa"
+) -> Parts:
     """Read a checkpoint's folder. `precision` is that of the language model: "fp32", "bf16", "int8" or "int4".
 
     Raises UserError("checkpoint_wrong") that names the file and what is off in it.
     """
     config, checkpoint, tokenizer = MiniCPMOConfig.read(folder), Checkpoint.open(folder), Tokenizer(folder)
     return Parts(
+        precision=precision,
+        device=device,
         config=config,
         tokenizer=tokenizer,
         prompts=Prompts(tokenizer, config),
-        language=LanguageModel(checkpoint, config, precision, device),
+        language=LanguageModel(checkpoint, config, precision, device, attention),
         ears=AudioEncoder(checkpoint, config, beside(precision, device), device) if hears else None,
         speech=load_speech(folder, config, checkpoint, beside(precision, device), device) if speaks else None,
     )
@@ -60,7 +66,12 @@ def load_speech(
         dvae = Dvae(checkpoint.tensors("tts.dvae."), device)
     except (KeyError, RuntimeError) as error:
         raise UserError("checkpoint_wrong", file="tts.*", what=str(error)) from error
-    return SpeechParts(decoder, dvae, Vocoder.read(folder / VOCODER, device), SpeechText(folder, config.tts.streaming_text_reserved_len))
+    return SpeechParts(
+        decoder,
+        dvae,
+        Vocoder.read(folder / VOCODER, device),
+        SpeechText(folder, config.tts.streaming_text_reserved_len),
+    )
 
 
 def beside(precision: str, device: str) -> str:

@@ -15,12 +15,22 @@ from models.errors import UserError
 from models.minicpm_o.chat import Options, Piece, Steps, ears, voice, write
 from models.minicpm_o.language import KVCache
 from models.minicpm_o.model import Parts
-from models.minicpm_o.prompts import ANSWER_ALOUD, CLOSED, FIRST_TURN, NEXT_TURN, TURN_AFTER_BREAK, Clip, Message, Prompt
+from models.minicpm_o.prompts import (
+    ANSWER_ALOUD,
+    CLOSED,
+    FIRST_TURN,
+    NEXT_TURN,
+    TURN_AFTER_BREAK,
+    Clip,
+    Message,
+    Prompt,
+)
 from models.minicpm_o.sampling import Sampler as TextSampler
 from models.minicpm_o.speaking import Speaking
 from models.minicpm_o.speech_decoder import Sampler, upstream_draw
 from models.minicpm_o.tokenizer import UNFINISHED, Markup
 
+MOST_STREAMED_TOKENS = 512  # of an answer, as upstream
 CALL = 3  # tokens that upstream asks of the language model at once
 
 

@@ -25,6 +25,8 @@ from models.minicpm_o.vocoder import OVERLAP_FRAMES, SoundStream, Vocoder
 SEGMENT = 120  # wordpieces from which on a segment is closed at the end of a sentence,
 LONGER, LONGEST = 200, 270  # … of a clause, … anywhere
 CARRIED_WORDPIECES, CARRIED_FRAMES = 5, 50  # of a segment, with which the next one begins
+WORDS = re.compile(r"\s*(?:[!-\u02ff]{1,24}|\S)\s*|\s+")  # a word, or a character of a script without spaces
+WORD = re.compile(r"\w")
 CLAUSE = re.compile(r"[,;:，、；：—]")
 
 Sounds = Iterator["Tensor | None"]
@@ -128,32 +130,35 @@ class Speaking:
             return
         self._pieces += 1
         read = self._reading.push(piece)
-        self._add(read)
-        ids, known = self._parts.text.layout(self._text)
-        cut = self._cut(piece if self._upstream else read, known)
-        if cut:
-            self._text, left = self._text[:cut], self._text[cut:]
-            read_ids = yield from self._close()
-            if self._upstream:
-                yield self._sound.finish()
-            if not self.ended:
-                self._go_on(read_ids, left)
-        elif known >= (self._steps + 1) * TEXT_STEP:
-            yield from self._step(ids, known)
+        for part in [read] if self._upstream else WORDS.findall(read):
+            yield from self._add(part, piece if self._upstream else part)
 
     def finish(self) -> Sounds:
         """Say the rest: no text follows."""
         if not self.ended:
-            self._add(self._reading.finish())
+            for part in WORDS.findall(self._reading.finish()):
+                yield from self._add(part, part)
             # What a closed segment left over is lost upstream where no text follows it.
             if self._pieces if self._upstream else self._new:
                 yield from self._close()
             yield self._sound.finish()
         self.ended = True
 
-    def _add(self, text: str) -> None:
-        self._text += text
-        self._new = self._new or bool(text.strip())
+    def _add(self, part: str, written: str) -> Sounds:
+        """A part of the text, which upstream looks through as it was `written`; says what may be said by now."""
+        self._text += part
+        self._new = self._new or bool(WORD.search(part))
+        ids, known = self._parts.text.layout(self._text)
+        cut = self._cut(written, known)
+        if cut:
+            self._text, left = self._text[:cut], self._text[cut:]
+            read = yield from self._close()
+            if self._upstream:
+                yield self._sound.finish()
+            if not self.ended:
+                self._go_on(read, left)
+        elif known >= (self._steps + 1) * TEXT_STEP:
+            yield from self._step(ids, known)
 
     # --- a segment ----------------------------------------------------------------------------------------------------
 
@@ -186,7 +191,7 @@ class Speaking:
         utterance = self.segments[-1]
         ids, known = self._parts.text.layout(self._text)
         end = known + FIRST_TEXT
-        self._feed(ids, end + 1, known)
+        self._feed(ids, min(end + 1, self._parts.decoder.bos), known)
         while not utterance.ended and not utterance.full:
             yield from self._stretch()
         self.ended = self._upstream and utterance.full
@@ -203,7 +208,7 @@ class Speaking:
         utterance.rewind()
         text = self._parts.text.decode([*words, *unread])
         self._text = (text if self._upstream else text.removeprefix("##")) + left
-        self._new = bool(unread or left.strip())
+        self._new = bool(unread or WORD.search(left))
         if self._upstream:
             self._sound, self._lead = self._sink(), frames[-OVERLAP_FRAMES:]
             self._reading = Reading(True, self._text)

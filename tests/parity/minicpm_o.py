@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -22,10 +24,9 @@ from models.errors import UserError
 from models.minicpm_o import chat, model
 from models.minicpm_o.audio_encoder import log_mel
 from models.minicpm_o.chat import Options
-from models.minicpm_o.prompts import Prompt
+from models.minicpm_o.prompts import MOST_IDS, Prompt
 from models.minicpm_o.sampling import Decoding
-from models.minicpm_o.session import Session
-from models.minicpm_o.speech_decoder import Sampler, greedy, upstream_draw
+from models.minicpm_o.session import MOST_STREAMED_TOKENS, Session
 from models.minicpm_o.system_prompts import system_prompt
 from models.minicpm_o.vocoder import SAMPLE_RATE
 from tests.parity.minicpm_o_components import Components, real_sizes
@@ -38,7 +39,6 @@ TILED = re.compile(r"np\.tile\((\w+), (\d+)\)\[:n\]")
 DECODING = ("temperature", "top_p", "top_k", "repetition_penalty", "num_beams")
 ASIDE = ("case", "chat_args", "msgs", "tensors", "tts_sampling", "tts_first_head_outputs_steps")
 EVENT_ASIDE = ("op", "session", "msg", "args", "stopped_after_yields")
-DRAWS = {"greedy": greedy, "seeded": upstream_draw}
 
 
 @dataclass
@@ -96,11 +96,11 @@ def clips(folder: Path) -> dict[str, np.ndarray]:
 def system_prompts(golden: Golden) -> Case:
     """Every mode, language, with and without a reference, followed by a message "hi"."""
     case = Case("sys_prompts")
-    reference = next(iter(golden.clips.values()))
+    reference = next((name for name in golden.clips if name.startswith("ref")), min(golden.clips))
     told = json.loads((golden.folder / "sys_prompts.json").read_text(encoding="utf-8"))
     for key, one in told.items():
         mode, language, voice = key.split("|")
-        sound = golden.clips.get("ref_3s21", reference) if voice == "ref" else None
+        sound = golden.clip(reference) if voice == "ref" else None
         try:
             message = system_prompt(mode, language, sound, revision="early", upstream=True)
         except UserError:
@@ -127,13 +127,13 @@ def chat_case(golden: Golden, name: str, told: dict[str, Any]) -> Case:
             [golden.message(message) for message in messages],
             aloud=args.get("use_tts_template", False),
             joined_by="" if args.get("omni_input") else "\n",
+            limit=args.get("max_inp_length", MOST_IDS),
             upstream=True,
         )
         for messages in conversations
     ]
-    draw = drawing(told.get("tts_sampling", "greedy"))
-    with watching(golden.parts.speech) as watch:
-        answers = chat.upstream_chat(golden.parts, prompts, options(args), draw)
+    with watching(golden.parts.speech) as watch, drawing(told.get("tts_sampling", "greedy")):
+        answers = chat.upstream_chat(golden.parts, prompts, options(args))
     ours = {**prompt_tensors(golden, prompts, answers), **answer_tensors(golden, answers)}
     known = prompt_facts(golden, prompts, batch)
     texts = [answer.text for answer in answers]
@@ -147,18 +147,24 @@ def chat_case(golden: Golden, name: str, told: dict[str, Any]) -> Case:
     return case
 
 
-def drawing(told: str) -> Sampler:
-    """How speech was drawn; "seeded:7" seeds torch's global generator, as the recording did."""
+@contextmanager
+def drawing(told: str) -> Iterator[None]:
+    """How a recording drew: "seeded:7" from torch's global generator, "greedy" the likeliest in place of any draw."""
     kind, _, seed = told.partition(":")
-    if seed:
+    if kind == "seeded":
         torch.manual_seed(int(seed))
-    return DRAWS[kind]
+        yield
+    elif kind == "greedy":
+        with patch.object(torch, "multinomial", lambda chances, *_, **__: chances.argmax(-1, keepdim=True)):
+            yield
+    else:
+        raise ValueError(f"a way to draw that is not known: {told}")
 
 
-def options(args: Mapping[str, Any]) -> Options:
+def options(args: Mapping[str, Any], speak: bool = False, limit: int = chat.MOST_TOKENS) -> Options:
+    """As upstream's arguments say, or else its defaults, of which `speak` and `limit` differ between its functions."""
     decoding = Decoding.upstream(args.get("sampling", True), **{key: args[key] for key in DECODING if key in args})
-    limit = args.get("max_new_tokens", chat.MOST_TOKENS)
-    return Options(decoding, limit, speak=args.get("generate_audio", False))
+    return Options(decoding, args.get("max_new_tokens", limit), args.get("generate_audio", speak))
 
 
 def prompt_tensors(golden: Golden, prompts: list[Prompt], answers: list[chat.Answer]) -> dict[str, Any]:
@@ -210,6 +216,7 @@ def prompt_facts(golden: Golden, prompts: list[Prompt], batch: bool) -> dict[str
         [[place + pad, place + pad + 1] for place, each in enumerate(prompt.ids) if each == tokenizer.id("<|spk|>")]
         for pad, prompt in zip(pads, prompts, strict=True)
     ]
+    mels = golden.parts.config.audio.num_mel_bins
     return {
         "templated": [prompt.templated for prompt in prompts],
         "prompt": texts if batch else texts[0],
@@ -219,7 +226,7 @@ def prompt_facts(golden: Golden, prompts: list[Prompt], batch: bool) -> dict[str
         ],
         "spk_bounds": speakers,
         "audio_feature_lens": frames,
-        "audio_features_shape": [sum(map(len, frames)), golden.parts.config.audio.num_mel_bins, max(map(max, filter(None, frames)), default=0)],
+        "audio_features_shape": [sum(map(len, frames)), mels, max(map(max, filter(None, frames)), default=0)],
     }
 
 
@@ -262,22 +269,26 @@ def text_mask(known: int, bos: int) -> np.ndarray:
 
 def session_case(golden: Golden, name: str, told: dict[str, Any]) -> Case:
     """Events one after another. As upstream's, there is one session at a time: another name begins anew."""
-    case, recorded = Case(name), golden.tensors(name)
-    draw = drawing(told.get("tts_sampling", "greedy"))
+    case = Case(name)
+    with drawing(told.get("tts_sampling", "greedy")):
+        run_events(golden, case, golden.tensors(name), told["events"])
+    return case
+
+
+def run_events(golden: Golden, case: Case, recorded: dict[str, Tensor], events: list[dict[str, Any]]) -> None:
     session, current = Session(golden.parts, upstream=True), None
-    for index, event in enumerate(told["events"]):
+    for index, event in enumerate(events):
         if event["session"] != current:
             session, current = Session(golden.parts, upstream=True), event["session"]
         if event["op"] == "prefill":
             ours, known = prefill_event(golden, session, event)
         else:
-            ours, known = generate_event(golden, session, event, draw)
+            ours, known = generate_event(golden, session, event)
         prefix = f"ev{index}."
         own = {key.removeprefix(prefix): recorded.pop(key) for key in list(recorded) if key.startswith(prefix)}
         compare(case, own, ours, CLOSE, prefix)
         facts(case, event, known, EVENT_ASIDE, prefix)
     compare(case, recorded, {}, CLOSE)  # what belongs to no event is named
-    return case
 
 
 def prefill_event(golden: Golden, session: Session, event: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -310,9 +321,7 @@ def prefill_event(golden: Golden, session: Session, event: dict[str, Any]) -> tu
     }
 
 
-def generate_event(
-    golden: Golden, session: Session, event: dict[str, Any], draw: Sampler
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def generate_event(golden: Golden, session: Session, event: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     calls, language = [], golden.parts.language
     kept = language.generate
 
@@ -326,7 +335,7 @@ def generate_event(
     pieces = []
     try:
         with watching(golden.parts.speech) as watch:
-            for piece in session.generate(options({"max_new_tokens": 512, "generate_audio": True, **event["args"]}), draw):
+            for piece in session.generate(options(event["args"], True, MOST_STREAMED_TOKENS)):
                 if piece is not None:
                     pieces.append(piece)
                     if len(pieces) == event["stopped_after_yields"]:
@@ -364,6 +373,5 @@ def mask_sums(golden: Golden, watch: Watch) -> list[int]:
 
 def segment_codes(watch: Watch) -> dict[str, Any]:
     """segN.audio_ids: all frames of each segment."""
-    ends = [index for index, total in enumerate(watch.totals[:-1]) if watch.totals[index + 1] <= total or watch.ends[index]]
-    last = [*ends, len(watch.totals) - 1] if watch.totals else []
+    last = [index for index in range(len(watch.totals)) if watch.ends[index] or index + 1 == len(watch.totals)]
     return {f"seg{number}.audio_ids": watch.codes[index][None] for number, index in enumerate(last)}

@@ -107,7 +107,11 @@ class Components:
         ears, ours = self.parts.ears, {}
         order = self.told["apm.batch3"]["order"] if "apm.batch3" in self.told else []
         if order:
-            case.fact("mel_lens", [log_mel(self.golden.clip(one)).shape[-1] for one in order], self.told["apm.batch3"]["mel_lens"])
+            case.fact(
+                "mel_lens",
+                [log_mel(self.golden.clip(one)).shape[-1] for one in order],
+                self.told["apm.batch3"]["mel_lens"],
+            )
             for row, vectors in enumerate(ears.encode([self.golden.clip(one) for one in order])):
                 ours[f"apm.batch3.{row}"] = vectors
         for clip in {name.split(".")[1] for name in self.named(group)} - {"batch3"}:
@@ -147,7 +151,7 @@ class Components:
     def overlap(self, case: Case, group: str) -> None:
         """Two waves by the recipe, joined. Upstream gives the first one's length out, then what is left."""
         told = self.told[group]
-        first, second = 12800, 14848
+        first, second = (int(re.search(r"n<(\d+)", told[wave])[1]) for wave in ("in_a", "in_b"))
         join = OverlapAdd(told["overlap"])
         waves = np.sin(np.arange(first) / 20), np.cos(np.arange(second) / 33)
         head, middle = (join.push(torch.from_numpy(wave.astype(np.float32))) for wave in waves)
@@ -156,7 +160,9 @@ class Components:
         case.fact("out_lens", [first, len(whole) - first], told["out_lens"])
         ours = {}
         for name, tensor in self.named(group).items():
-            ours[name] = whole[first - len(tensor) : first] if "out0_tail" in name else whole[first : first + len(tensor)]
+            ours[name] = (
+                whole[first - len(tensor) : first] if "out0_tail" in name else whole[first : first + len(tensor)]
+            )
         compare(case, self.named(group), ours, CLOSE)
 
     # --- speech -------------------------------------------------------------------------------------------------------
@@ -195,7 +201,10 @@ class Components:
         """The codes that top-p and top-k leave, of logits as the heads give them."""
         config = self.parts.config.tts
         logits = self.tensors["warpers.in"]
-        for warper in (TopPLogitsWarper(config.top_p, min_tokens_to_keep=3), TopKLogitsWarper(config.top_k, min_tokens_to_keep=3)):
+        for warper in (
+            TopPLogitsWarper(config.top_p, min_tokens_to_keep=3),
+            TopKLogitsWarper(config.top_k, min_tokens_to_keep=3),
+        ):
             case.fact("class", type(warper).__name__ in self.told[group], True)
             logits = warper(torch.empty(0), logits)
         golden = {name: tensor for name, tensor in self.named(group).items() if name != "warpers.in"}
@@ -283,7 +292,9 @@ def _recipe(part: str, shapes: Mapping[str, Any], seed: int = 515) -> dict[str, 
         name = f"{part}.{key}"
         mean, std = _moments(name, shape)
         random = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        state[key] = torch.from_numpy(random.standard_normal(shape).astype(np.float32) * np.float32(std) + np.float32(mean))
+        state[key] = torch.from_numpy(
+            random.standard_normal(shape).astype(np.float32) * np.float32(std) + np.float32(mean)
+        )
         if name == "vocos.head.out.weight":
             state[key] *= 0.6
         if name.endswith("istft.window"):

@@ -10,7 +10,9 @@ import numpy as np
 
 from tests.parity.report import Case
 
-SLICE = re.compile(r"(?P<whole>.+)_(?:(?P<kind>first|last)(?P<count>\d+)|every(?P<step>\d+)(?:st|nd|rd|th)_\w+)(?P<tail>\.\d+)?")
+SLICE = re.compile(
+    r"(?P<whole>.+)_(?:(?P<kind>first|last)(?P<count>\d+)|every(?P<step>\d+)(?:st|nd|rd|th)_\w+)(?P<tail>\.\d+)?"
+)
 
 
 def whole_name(name: str) -> str:
@@ -53,7 +55,9 @@ def compare(case: Case, golden: Mapping[str, Any], ours: Mapping[str, Any], most
             case.floats(prefix + name, made, recorded, most)
 
 
-def facts(case: Case, golden: Mapping[str, Any], ours: Mapping[str, Any], aside: Iterable[str], prefix: str = "") -> None:
+def facts(
+    case: Case, golden: Mapping[str, Any], ours: Mapping[str, Any], aside: Iterable[str], prefix: str = ""
+) -> None:
     """Every golden fact (text, bounds, counts) must be equal; `aside` names the ones that describe the case itself."""
     for name, recorded in golden.items():
         if name in aside:
