@@ -282,7 +282,8 @@ class Utterance:
         self.slots = 0
         """Slots read so far."""
         self.text_length = 0
-        """Wordpieces known so far: what the mask goes by. feed() keeps it up, and a caller may run ahead of it."""
+        """Wordpieces known so far: what the mask goes by. feed() counts them, and a caller may run ahead of it."""
+        self._closed = False  # [Etts] was read
         self.ended = False
         self.logits: Tensor | None = None
         """Of the last step, float32 [4, codes]: before anything is done to them."""
@@ -304,11 +305,15 @@ class Utterance:
             kept, seen = slice(decoder.bos - end, decoder.bos - begin), slice(decoder.bos - end, decoder.bos)
             decoder.run(x, where, self._cache, kept, seen, mask)
         self.slots = end
-        self.text_length = max(self.text_length, end - FIRST_TEXT)
+        closing = decoder.config.text_eos_token_id
+        if not self._closed:
+            self._closed = closing in ids
+            read = begin + ids.index(closing) if self._closed else end
+            self.text_length = max(self.text_length, read - FIRST_TEXT)
 
     def rewind(self) -> None:
         """Read from the first slot again. What was read stays until it is written over."""
-        self.slots = 0
+        self.slots, self._closed = 0, False
 
     def carry(self, frames: Sequence[Tensor]) -> None:
         """Go on from the last frames of an earlier utterance of the same voice, codes int64 [4] each.
