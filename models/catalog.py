@@ -80,8 +80,8 @@ class ModelSpec:
     path_of(weights_id) gives a complete file or folder; None while this version has no engine for the model.
     `needs` maps each of `weights` (by id) to the uses (see use_of) that cannot do without it; one left out is always
     needed.
-    `memory` maps a precision to bytes needed to serve; `precisions` maps a device kind to those offered there, the
-    default first.
+    `memory` maps a precision to bytes needed to serve; `precisions` maps a device kind to those offered there: the
+    first that fits is the default. On a device of `slow_on`, only who chooses the model gets it.
     `at_once` is how many open requests the model advances in turn; the rest queue.
     `tasks` are those of Understanding that it serves; `longest_s` is the longest clip that it takes, None for any;
     `voices` says whether a voice can be chosen, `speaks_findings` whether Understanding can be answered aloud,
@@ -106,6 +106,7 @@ class ModelSpec:
     voices: bool = True
     speaks_findings: bool = True
     fast_encoder: bool = False
+    slow_on: tuple[str, ...] = ()
     notes: Mapping[Capability | str, str] = field(default_factory=dict)
 
     def weights_for(self, use: Use) -> tuple[Weights, ...]:
@@ -171,6 +172,8 @@ QWEN_CODER = Weights(
     ),
 )
 
+MINICPM_O_NAMES = ("*.safetensors", "*.json", "*.txt", "assets/Vocos.pt")
+MINICPM_O_NAMES += ("assets/chattts_tokenizer/*", "assets/input_examples/*")  # the latter: its own sample clips
 MINICPM_O_FILES = Weights(
     id="minicpm-o-2.6",
     title="MiniCPM-o 2.6",
@@ -180,8 +183,8 @@ MINICPM_O_FILES = Weights(
     bytes=17 * GB,
     sha256=None,
     sources=(
-        Hub("modelscope", "OpenBMB/MiniCPM-o-2_6", ("*.safetensors", "*.json", "*.txt", "assets/*")),
-        Hub("huggingface", "openbmb/MiniCPM-o-2_6", ("*.safetensors", "*.json", "*.txt", "assets/*")),
+        Hub("modelscope", "OpenBMB/MiniCPM-o-2_6", MINICPM_O_NAMES),
+        Hub("huggingface", "openbmb/MiniCPM-o-2_6", MINICPM_O_NAMES),
     ),
 )
 
@@ -254,11 +257,12 @@ MINICPM_O = ModelSpec(
     homepage=MINICPM_O_FILES.homepage,
     capabilities=EVERY,
     languages=("en", "zh"),
-    loader=None,
+    loader="models.minicpm_o.engine:load",
     weights=(MINICPM_O_FILES,),
     needs={},
-    memory={"bf16": 19 * GB},
-    precisions={"cuda": ("bf16",)},
+    memory={"fp32": 35 * GB, "bf16": 18500 * MB, "int8": 11500 * MB, "int4": 7500 * MB},
+    precisions={"cuda": ("bf16", "int8", "int4"), "cpu": ("int8", "fp32")},
+    slow_on=("cpu",),  # 8 GB of weights to read for every token
 )
 
 MINI_OMNI = ModelSpec(
@@ -271,7 +275,7 @@ MINI_OMNI = ModelSpec(
     loader="models.mini_omni.engine:load",
     weights=(MINI_OMNI_FILES, WHISPER_SMALL, SNAC),
     needs={},
-    memory={"int8": 1600 * MB, "bf16": 2000 * MB, "fp32": 3200 * MB},
+    memory={"int8": 1900 * MB, "bf16": 2000 * MB, "fp32": 3400 * MB},  # int8 and fp32: peaks of benchmarks.mini_omni
     precisions={"cuda": ("bf16",), "cpu": ("int8", "fp32")},
     tasks=(UnderstandTask.TRANSCRIBE_EN, UnderstandTask.ANSWER),
     longest_s=30,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import re
 import secrets
 import threading
 import time
@@ -20,28 +19,25 @@ from typing import Any
 
 from models import zerogpu
 from models.capabilities import (
-    AudioChunk,
     Capability,
     Event,
     Request,
     SpeechModel,
     Stats,
     Status,
-    UnderstandRequest,
-    UnderstandTask,
     WarmRequest,
     use_of,
 )
 from models.catalog import CATALOG, ModelSpec, Weights
 from models.devices import Device, allowed
 from models.errors import UserError
-from models.text import say
+from models.fitness import MeanwhileError, lack
+from models.meter import Meter
 from models.weights import WeightStore
 from models.worker import HEARTBEAT, Worker
 
 log = logging.getLogger(__name__)
 
-HANZI = re.compile("[\u3400-\u9fff]")
 MEMORY_SHARE = 0.85  # of a device's memory; the rest is the system's and the caches'
 
 
@@ -86,7 +82,7 @@ class Registry:
 
         Installed means: the weights for this `request` (the whole capability, if it is None) are on this machine.
         "auto" takes only models that do all that the request asks, and one that speaks a single language only where the
-        request says that language.
+        request says that language; and none on a device where it is too slow to talk with.
 
         Raises UserError where the model is unknown, cannot do this, or cannot run here.
         """
@@ -101,6 +97,7 @@ class Registry:
             return spec
         spoken = getattr(request, "language", "auto")
         able = [spec for spec in candidates if not self.obstacle(spec) and not (request and lack(spec, request))]
+        able = [spec for spec in able if self._placement(spec)[0].kind not in spec.slow_on] or able
         able = [spec for spec in able if len(spec.languages) > 1 or spoken in spec.languages] or able
         if not able:
             lacks = [lack(spec, request) for spec in candidates if request and not self.obstacle(spec)]
@@ -119,7 +116,7 @@ class Registry:
         spec = self.choose(model, request.capability, request)
         if request.sampling.seed < 0:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbelow(2**31)))
-        meter = _Meter()
+        meter = Meter()
         device, precision = self._placement(spec)
         for event in self._answer(spec, request, in_gpu_call=zerogpu.ACTIVE and device.kind == "cuda"):
             meter.see(event)
@@ -279,7 +276,7 @@ class Registry:
         for device in allowed(self._device):
             offered = spec.precisions.get(device.kind, ())
             wanted = self._precision.get(spec.id)
-            for precision in offered[:1] if wanted is None else [name for name in offered if name == wanted]:
+            for precision in offered if wanted is None else [name for name in offered if name == wanted]:
                 if spec.memory[precision] <= self._room(device):
                     return device, precision
         return None
@@ -358,69 +355,3 @@ def load_model(spec: ModelSpec, path_of, device: str, precision: str) -> SpeechM
     assert spec.loader
     module, function = spec.loader.split(":")
     return getattr(importlib.import_module(module), function)(spec, path_of, device, precision)
-
-
-class MeanwhileError(UserError):
-    """An error of one model's files, with another model that is here and can answer."""
-
-    def __init__(self, error: UserError, other: str):
-        super().__init__(error.code, **error.facts)
-        self._error, self._other = error, other
-
-    def sentence(self, language: str = "en") -> str:
-        return f"{self._error.sentence(language)}\n{say('weights.meanwhile', language, model=self._other)}"
-
-
-def lack(spec: ModelSpec, request: Request) -> UserError | None:
-    """What the model cannot do of what the request asks, or None."""
-    if isinstance(request, UnderstandRequest) and request.task not in spec.tasks:
-        return UserError("task_not_served", model=spec.title, task=request.task.value, known=_names(spec.tasks))
-    language = getattr(request, "language", "auto")
-    if language == "auto" and HANZI.search(getattr(request, "text", "")):
-        language = "zh"
-    if language not in ("auto", *spec.languages):
-        return UserError("language_not_spoken", model=spec.title, language=language, known=", ".join(spec.languages))
-    if not spec.voices and (getattr(request, "reference", None) or getattr(request, "voice", "default") != "default"):
-        return UserError("voice_not_chosen", model=spec.title)
-    clip = getattr(request, "audio", None)
-    if clip is not None and spec.longest_s is not None and clip.seconds > spec.longest_s:
-        return UserError("audio_too_long_for", model=spec.title, seconds=clip.seconds, most=spec.longest_s)
-    return None
-
-
-def _names(tasks: Sequence[UnderstandTask]) -> str:
-    return ", ".join(task.value for task in tasks)
-
-
-class _Meter:
-    """Times one answer: first sound, sound in all, and the real-time factor (answering time over sounding time)."""
-
-    WAITS = ("connecting", "downloading", "waiting_for_memory", "loading", "queued")
-
-    def __init__(self) -> None:
-        self._start = self._last = time.monotonic()
-        self._waiting_since: float | None = None
-        self._waited = self._audio = 0.0
-        self._first: float | None = None
-
-    def see(self, event: Event | None) -> None:
-        now = time.monotonic()
-        if event is None:
-            return
-        if self._waiting_since is not None:
-            self._waited, self._waiting_since = self._waited + now - self._waiting_since, None
-        if isinstance(event, Status) and event.phase in self.WAITS:
-            self._waiting_since = now
-        elif isinstance(event, AudioChunk):
-            self._first = self._first or now
-            self._last, self._audio = now, self._audio + len(event.pcm) / event.rate
-
-    def values(self) -> dict[str, float | None]:
-        answering = self._last - self._start - self._waited
-        return {
-            "time_to_first_audio_s": round(self._first - self._start, 3) if self._first else None,
-            "waited_s": round(self._waited, 3),  # of it for download, memory, load and a place in the queue
-            "audio_s": round(self._audio, 3),
-            "rtf": round(answering / self._audio, 3) if self._audio else None,
-            "total_s": round(time.monotonic() - self._start, 3),
-        }

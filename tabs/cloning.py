@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from models import voice_library
 from models.capabilities import Capability, CloneRequest
 from models.errors import UserError
 from models.text import say
@@ -20,7 +20,6 @@ from tabs.model_picker import model_picker
 from tabs.my_voices import keep_voices
 from tabs.requests import language_of_request, text_of, waveform_of
 from tabs.shared import (
-    ASSETS,
     advanced_settings,
     answer_card,
     language_picker,
@@ -28,7 +27,6 @@ from tabs.shared import (
     speech_input,
     text_input,
     two_columns,
-    voice_library,
     voice_picker,
     wire_stop,
 )
@@ -110,7 +108,4 @@ def sample_of(voice: str) -> str:
     """The sample clip of a library voice, as a reference. UserError where none was chosen or it is unknown."""
     if voice == "default" or not voice:
         raise UserError("no_reference")
-    sample = next((v.get("sample") for v in voice_library() if v["id"] == voice), None)
-    if sample is None:
-        raise UserError("voice_unknown", voice=voice)
-    return str(Path(ASSETS, "voices", sample))
+    return str(voice_library.sample_of(voice))

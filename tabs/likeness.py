@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.text import say
+from models.voice_library import listed
 from tabs.pictures import STRANGERS, similarity_html
-from tabs.shared import voice_library
 
 FAR = STRANGERS[1] + 0.06  # below it a score tells two people hardly from one
 
@@ -26,5 +26,5 @@ def likeness_html(stats: Mapping[str, Any], language: str) -> str:
 
 def voice_title(style: str, language: str) -> str:
     """The name of a voice "af_heart", or of a blend "af_heart+af_bella", as the page writes it."""
-    names = {voice["id"]: voice["name"][language] for voice in voice_library()}
+    names = {voice["id"]: voice["name"][language] for voice in listed()}
     return " + ".join(names.get(part, part) for part in style.split("+"))

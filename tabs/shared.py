@@ -20,12 +20,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from html import escape
 from typing import Any
 
 import gradio as gr
-import yaml
 from gradio.i18n import I18nData
 from gradio.processing_utils import save_bytes_to_cache
 
@@ -33,6 +31,7 @@ from models.audio import encode_mp3
 from models.capabilities import Sampling
 from models.text import FOLDER as TEXTS
 from models.text import say
+from models.voice_library import listed
 from tabs.answer import stop
 from tabs.house import GLUE
 from tabs.i18n import both, language_of, phrase, t
@@ -89,14 +88,6 @@ def language_picker(label: I18nData | None = None) -> gr.Radio:
 # --- voices -----------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def voice_library() -> list[dict[str, Any]]:
-    """assets/voices/voices.yaml: id, name, language, gender, licence, source, sample (a file beside it) of each."""
-    path = ASSETS / "voices" / "voices.yaml"
-    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else []
-    return found["voices"] if isinstance(found, dict) else found
-
-
 @dataclass
 class VoicePicker:
     """`voice` gives a voice's id or "default"."""
@@ -109,7 +100,7 @@ class VoicePicker:
 def voice_picker(default: str = "default") -> VoicePicker:
     """A voice of the library, filtered by language, with a button that plays its sample."""
     choices: list[Any] = [(t("page.voice_default"), "default")]
-    choices += [(phrase(_voice_name(v, "en"), _voice_name(v, "zh")), v["id"]) for v in voice_library()]
+    choices += [(phrase(_voice_name(v, "en"), _voice_name(v, "zh")), v["id"]) for v in listed()]
     with gr.Group(elem_classes="parley-voices"):
         with gr.Row(elem_classes="parley-voice-row"):
             voice = gr.Dropdown(choices, value=default, label=t("page.voice"), scale=4, min_width=180)
@@ -132,7 +123,7 @@ def voice_picker(default: str = "default") -> VoicePicker:
 
     def filtered(wanted: str, chosen: str, request: gr.Request) -> dict[str, Any]:
         words = language_of(request)
-        kept = [v for v in voice_library() if wanted in ("all", v["language"])]
+        kept = [v for v in listed() if wanted in ("all", v["language"])]
         choices = [(say("page.voice_default", words), "default"), *((_voice_name(v, words), v["id"]) for v in kept)]
         return gr.update(choices=choices, value=chosen if chosen in {c[1] for c in choices} else "default")
 
@@ -150,7 +141,7 @@ def _voice_name(voice: dict[str, Any], language: str) -> str:
 
 def _sample(voice_id: str) -> str:
     """The path of a voice's sample, which the page serves from assets/; empty where there is none."""
-    for voice in voice_library():
+    for voice in listed():
         if voice["id"] == voice_id and voice.get("sample"):
             return str(ASSETS / "voices" / voice["sample"])
     return ""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from models.errors import UserError
@@ -15,16 +14,9 @@ from models.minicpm_o.prompts import Prompt
 from models.minicpm_o.sampling import Decoding
 from models.minicpm_o.sampling import Sampler as TextSampler
 from models.minicpm_o.speaking import Speaking, SpeechParts
-from models.minicpm_o.speech_decoder import (
-    FIRST_TEXT,
-    FRAMES_STEP,
-    TEXT_STEP,
-    Sampler,
-    Utterance,
-    seeded,
-    upstream_draw,
-)
+from models.minicpm_o.speech_decoder import FIRST_TEXT, FRAMES_STEP
 from models.minicpm_o.tokenizer import SPEECH_CLOSE, SPEECH_OPEN, Writing
+from models.minicpm_o.utterance import TEXT_STEP, Sampler, Utterance, seeded, upstream_draw
 
 MOST_TOKENS = 2048  # of an answer, as upstream
 
@@ -85,9 +77,11 @@ def read(parts: Parts, prompt: Prompt, cache: KVCache) -> Iterator[None]:
         yield None
 
 
-def write(parts: Parts, cache: KVCache, sampler: TextSampler, limit: int, speaking: Speaking | None) -> Steps:
-    """The answer to what the cache holds. The last token is not in the cache then."""
-    writing = Writing(parts.tokenizer)
+def write(
+    parts: Parts, cache: KVCache, sampler: TextSampler, limit: int, speaking: Speaking | None
+) -> Generator[Piece | None, None, bool]:
+    """The answer to what the cache holds; the last token is not in the cache then. Gives whether that was a stop."""
+    writing, token = Writing(parts.tokenizer), None
     for token in parts.language.generate(cache, sampler, parts.tokenizer.stops, limit):
         text = writing.push(token)
         yield Piece(text) if text else None
@@ -102,6 +96,7 @@ def write(parts: Parts, cache: KVCache, sampler: TextSampler, limit: int, speaki
         if text:
             yield from _sounding(speaking.write(text))
         yield from _sounding(speaking.finish())
+    return token in parts.tokenizer.stops
 
 
 def ears(parts: Parts):

@@ -1,4 +1,4 @@
-"""MiniCPM-o 2.6 for Python, in the words of its model card: from_pretrained, chat, streaming_prefill, streaming_generate.
+"""MiniCPM-o 2.6 for Python, in its model card's words: from_pretrained, chat, streaming_prefill, streaming_generate.
 
 `upstream=True` gives what the original code gives, its defects included; otherwise they are mended (README says which).
 """
@@ -97,7 +97,7 @@ class MiniCPMO:
         language: str = "zh",
         revision: Revision | None = None,
     ) -> dict[str, Any]:
-        """The first message of a conversation: see system_prompts. `revision` of upstream's texts: "early" or "late"."""
+        """The first message of a conversation, as in system_prompts.py. `revision`: "early" or "late"."""
         message = system_prompt(
             mode, language, ref_audio, revision or ("early" if self.upstream else "late"), self.upstream
         )

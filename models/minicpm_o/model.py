@@ -9,13 +9,13 @@ import torch
 
 from models.errors import UserError
 from models.minicpm_o.audio_encoder import AudioEncoder
-from models.minicpm_o.checkpoint import Checkpoint
+from models.minicpm_o.checkpoint import Checkpoint, memory_bytes
 from models.minicpm_o.config import MiniCPMOConfig
 from models.minicpm_o.dvae import Dvae
 from models.minicpm_o.language import LanguageModel
 from models.minicpm_o.prompts import Prompts
 from models.minicpm_o.speaking import SpeechParts
-from models.minicpm_o.speech_decoder import SpeechDecoder
+from models.minicpm_o.speech_decoder import SpeechDecoder, expected
 from models.minicpm_o.speech_text import SpeechText
 from models.minicpm_o.tokenizer import Tokenizer
 from models.minicpm_o.vocoder import Vocoder
@@ -35,6 +35,12 @@ class Parts:
     language: LanguageModel
     ears: AudioEncoder | None
     speech: SpeechParts | None
+
+    def memory_bytes(self) -> int:
+        """Bytes of the weights in memory."""
+        speech = self.speech
+        spoken = sum(map(memory_bytes, (speech.decoder, speech.dvae, speech.vocoder))) if speech else 0
+        return self.language.memory_bytes() + (self.ears.memory_bytes() if self.ears else 0) + spoken
 
 
 def load(
@@ -62,16 +68,14 @@ def load_speech(
 ) -> SpeechParts:
     """What speaks. Raises UserError("checkpoint_wrong")."""
     try:
-        decoder = SpeechDecoder(config.tts, checkpoint.tensors("tts."), precision, device)
-        dvae = Dvae(checkpoint.tensors("tts.dvae."), device)
-    except (KeyError, RuntimeError) as error:
-        raise UserError("checkpoint_wrong", file="tts.*", what=str(error)) from error
-    return SpeechParts(
-        decoder,
-        dvae,
-        Vocoder.read(folder / VOCODER, device),
-        SpeechText(folder, config.tts.streaming_text_reserved_len),
-    )
+        inner = Dvae.expected({key.removeprefix("tts.dvae."): shape for key, shape in checkpoint.shapes.items()})
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError("checkpoint_wrong", file="the checkpoint", what=f"tts.dvae: {error}") from error
+    checkpoint.check("tts.", expected(config.tts) | {f"dvae.{key}": shape for key, shape in inner.items()})
+    decoder = SpeechDecoder(config.tts, checkpoint.tensors("tts."), precision, device)
+    dvae = Dvae(checkpoint.tensors("tts.dvae."), device)
+    text = SpeechText(folder, config.tts.streaming_text_reserved_len)
+    return SpeechParts(decoder, dvae, Vocoder.read(folder / VOCODER, device), text)
 
 
 def beside(precision: str, device: str) -> str:

@@ -27,8 +27,8 @@ from models.minicpm_o.prompts import (
 )
 from models.minicpm_o.sampling import Sampler as TextSampler
 from models.minicpm_o.speaking import Speaking
-from models.minicpm_o.speech_decoder import Sampler, upstream_draw
 from models.minicpm_o.tokenizer import UNFINISHED, Markup
+from models.minicpm_o.utterance import Sampler, upstream_draw
 
 MOST_STREAMED_TOKENS = 512  # of an answer, as upstream
 CALL = 3  # tokens that upstream asks of the language model at once
@@ -90,9 +90,7 @@ class Session:
         speaking = None
         if options.speak:
             speaking = Speaking(voice(self._parts), self._speaker(), options.speech_sampler(sampler.seed))
-        watched = _Stops(sampler, self._parts.tokenizer.stops)
-        yield from write(self._parts, self.cache, watched, options.limit, speaking)
-        self.completed = watched.stopped
+        self.completed = yield from write(self._parts, self.cache, sampler, options.limit, speaking)
 
     def _opening(self) -> Markup:
         if not self.answered:
@@ -103,7 +101,7 @@ class Session:
         if not prompt.clips:
             return []
         if self.hears is None:
-            ears(self._parts)
+            self.hears = ears(self._parts).stream()  # or says that nothing hears
         clips = [clip.samples for clip in prompt.clips]
         return [self.hears.push(clip) for clip in ([np.concatenate(clips)] if self._upstream else clips)]
 
@@ -128,7 +126,7 @@ class Session:
         yield from paired(speaking, texts, first)
 
     def _calls(self, seen: list[int], options: Options) -> Iterator[str]:
-        """The text of each call. ODDITY of upstream's: the repetition penalty counts what the call was given, no more."""
+        """The text of each call. ODDITY of upstream: the repetition penalty counts what the call was given, no more."""
         language, tokenizer = self._parts.language, self._parts.tokenizer
         sampler, held, made = TextSampler(options.decoding, upstream=True), [], 0
         while True:
@@ -164,15 +162,3 @@ def paired(speaking: Speaking, texts: Iterator[str], waiting: str = "") -> Steps
         if speaking.ended:
             return
     yield from pairs(speaking.finish())
-
-
-class _Stops:
-    """A sampler that remembers whether it drew a stop."""
-
-    def __init__(self, sampler: TextSampler, stops: frozenset[int]):
-        self._sampler, self._stops, self.stopped = sampler, stops, False
-
-    def __call__(self, logits: Tensor, seen: Any) -> int:
-        drawn = self._sampler(logits, seen)
-        self.stopped = drawn in self._stops
-        return drawn

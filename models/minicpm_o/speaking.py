@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from models.minicpm_o.dvae import Dvae
-from models.minicpm_o.speech_decoder import FIRST_TEXT, FRAMES_STEP, TEXT_STEP, Sampler, SpeechDecoder, Utterance
+from models.minicpm_o.speech_decoder import FIRST_TEXT, FRAMES_STEP, SpeechDecoder
 from models.minicpm_o.speech_text import Reading, SpeechText, sentence_end
+from models.minicpm_o.utterance import TEXT_STEP, Sampler, Utterance
 from models.minicpm_o.vocoder import OVERLAP_FRAMES, SoundStream, Vocoder
 
 SEGMENT = 120  # wordpieces from which on a segment is closed at the end of a sentence,
@@ -187,7 +188,7 @@ class Speaking:
             self._go_on(ids[: utterance.slots], " " if self._text[-1:].isspace() else "", unread)
 
     def _close(self) -> Generator[Tensor | None, None, list[int]]:
-        """Read what is left of the segment's text, and its end, and speak until the decoder ends. Gives what was read."""
+        """Read what is left of the segment's text, and its end, and speak until the decoder ends; gives the ids."""
         utterance = self.segments[-1]
         ids, known = self._parts.text.layout(self._text)
         end = known + FIRST_TEXT
@@ -198,7 +199,7 @@ class Speaking:
         return ids[:end]
 
     def _go_on(self, read: list[int], left: str, unread: Sequence[int] = ()) -> None:
-        """A new segment. It begins with the end of the last one's ids and frames, goes on with what was not read yet."""
+        """A new segment: it begins with the end of the last one's ids and frames, and goes on with what is unread."""
         frames = self.segments[-1].codes[-CARRIED_FRAMES:]
         words = read[FIRST_TEXT:][-CARRIED_WORDPIECES:]
         utterance = Utterance(self._parts.decoder, self._speaker)

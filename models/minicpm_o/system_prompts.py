@@ -42,8 +42,14 @@ UNDERSTAND = {
     "speaker": {
         "en": "Based on the speaker's content, speculate on their gender, condition, age range, and health status.\n"
     },
-    "summary": {"en": "Summarize the main content of the audio.\n"},
-    "scene": {"en": "Utilize one keyword to convey the audio's content or the associated scene.\n"},
+    "summary": {
+        "en": "Summarize the main content of the audio.\n",
+        "zh": "请概括这段音频的主要内容。\n",  # ours, as the next: the model card has them in English only
+    },
+    "scene": {
+        "en": "Utilize one keyword to convey the audio's content or the associated scene.\n",
+        "zh": "请用一个关键词表达这段音频的内容或相关场景。\n",
+    },
 }
 
 
