@@ -15,24 +15,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.errors import UserError
-from models.minicpm_o import speech_decoder
+from models.minicpm_o import utterance as utterance_module
 from models.minicpm_o.checkpoint import Checkpoint, used_keys
 from models.minicpm_o.config import MiniCPMOConfig, SpeechConfig
 from models.minicpm_o.dvae import Dvae
 from models.minicpm_o.english_numbers import say_numbers
-from models.minicpm_o.speech_decoder import (
-    FRAMES_STEP,
+from models.minicpm_o.speech_decoder import FRAMES_STEP, SpeechDecoder, expected
+from models.minicpm_o.speech_text import Reading, SpeechText, language_of, sentence_end, spell_digits, spoken
+from models.minicpm_o.utterance import (
     Drawing,
-    SpeechDecoder,
     Utterance,
-    expected,
     greedy,
     penalize,
     seeded,
     upstream_draw,
     visible_text,
 )
-from models.minicpm_o.speech_text import Reading, SpeechText, language_of, sentence_end, spell_digits, spoken
 from models.minicpm_o.vocoder import OverlapAdd, SoundStream, Vocoder
 from tests.conftest import ROOT
 
@@ -214,7 +212,7 @@ def test_utterances_in_turns_are_as_alone():
 
 def test_cache_grows_without_a_trace(monkeypatch):
     def codes(growth: int) -> Tensor:
-        monkeypatch.setattr(speech_decoder, "GROWTH", growth)
+        monkeypatch.setattr(utterance_module, "GROWTH", growth)
         utterance = Utterance(decoder(), speaker())
         utterance.feed(text().layout("the sound of rain and wind on the old road")[0][:32])
         return torch.stack(list(utterance.frames(90, never_end)))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.minicpm_o.speaking import SpeechParts
-from models.minicpm_o.speech_decoder import Utterance
+from models.minicpm_o.utterance import Utterance
 
 KEYS_KEPT = 24  # text slots of which golden data holds the first layer's keys
 
