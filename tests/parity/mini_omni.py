@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from tests.parity.report import Case
 
 CLOSE, LSB = 1e-4, 2
 LAYER_OF_CODE = ((0,), (1, 4), (2, 3, 5, 6))  # which layers each of the codec's codebooks gets, in time order
+COMPARED = r"input_ids$|audio_features$|prefill_|logits_|snac_codes_|audio_noise_(off|seed\d+)_"
 SEAMED = (1, 2, 4)  # frames pushed at once where the streamed wave is compared with the whole
 
 
@@ -129,6 +131,7 @@ def answer_case(golden: Golden, name: str, case: dict[str, Any]) -> Case:
         found.wrong.append(f"text_decoded: {golden.tokenizer.decode(ids)!r}, golden {case['text_decoded']!r}")
     if "snac_codes_0" in arrays:
         sound(golden, frames_of(made), arrays, found)
+    found.wrong += [f"{name}: nothing here compares it" for name in arrays if not re.match(COMPARED, name)]
     return found
 
 
@@ -238,14 +241,15 @@ def sound(golden: Golden, frames: Tensor, arrays, found: Case) -> None:
             f"snac_codes_{book}", frames[:, list(layers)].flatten().tolist(), arrays[f"snac_codes_{book}"][0].tolist()
         )
     whole = golden.codec.decode(frames, None).numpy()
-    if "audio_noise_off_first16frames" in arrays:
-        wave = arrays["audio_noise_off_first16frames"]
-        found.pcm("wave", to_pcm(whole[: len(wave)]), to_pcm(wave), LSB)
-    if "audio_noise_off_int16" in arrays:
-        found.pcm("wave", to_pcm(whole), arrays["audio_noise_off_int16"], LSB)
-    if "audio_noise_seed1234_first4frames" in arrays:
-        noisy = golden.codec.decode(frames[:4], torch.Generator().manual_seed(1234)).numpy()
-        found.pcm("wave with noise", to_pcm(noisy), to_pcm(arrays["audio_noise_seed1234_first4frames"]), LSB)
+    for name in arrays:
+        if name == "audio_noise_off_int16":
+            found.pcm(name, to_pcm(whole), arrays[name], LSB)
+        elif re.fullmatch(r"audio_noise_off_first\d+frames", name):
+            found.pcm(name, to_pcm(whole[: len(arrays[name])]), to_pcm(arrays[name]), LSB)
+        elif seeded := re.fullmatch(r"audio_noise_seed(\d+)_first(\d+)frames", name):
+            noise = torch.Generator().manual_seed(int(seeded[1]))
+            noisy = golden.codec.decode(frames[: int(seeded[2])], noise).numpy()
+            found.pcm(name, to_pcm(noisy), to_pcm(arrays[name]), LSB)
     for size in SEAMED:
         stream = golden.codec.stream(None)
         parts = [stream.push(frames[start : start + size]) for start in range(0, len(frames), size)]
