@@ -7,60 +7,29 @@ components.*; golden/minicpm_o/README.md says what each tensor is. Everything ru
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from models.errors import UserError
 from models.minicpm_o import chat, model
 from models.minicpm_o.audio_encoder import log_mel
-from models.minicpm_o.chat import Options
 from models.minicpm_o.prompts import MOST_IDS, Prompt
-from models.minicpm_o.sampling import Decoding
-from models.minicpm_o.session import MOST_STREAMED_TOKENS, Session
 from models.minicpm_o.system_prompts import system_prompt
 from models.minicpm_o.vocoder import SAMPLE_RATE
-from tests.parity.minicpm_o_components import Components, real_sizes
+from tests.parity.minicpm_o_components import Components
+from tests.parity.minicpm_o_golden import CLOSE, Golden, clips, drawing, options, text_mask
+from tests.parity.minicpm_o_real_sizes import real_sizes
+from tests.parity.minicpm_o_sessions import session_case
 from tests.parity.recorded import compare, facts
 from tests.parity.report import Case
 from tests.parity.watching import Watch, watching
 
-CLOSE = 1e-4
-TILED = re.compile(r"np\.tile\((\w+), (\d+)\)\[:n\]")
-DECODING = ("temperature", "top_p", "top_k", "repetition_penalty", "num_beams")
 ASIDE = ("case", "chat_args", "msgs", "tensors", "tts_sampling", "tts_first_head_outputs_steps")
-EVENT_ASIDE = ("op", "session", "msg", "args", "stopped_after_yields")
-
-
-@dataclass
-class Golden:
-    """The folder, loaded."""
-
-    folder: Path
-    parts: model.Parts
-    clips: dict[str, np.ndarray]
-    cases: dict[str, Any]
-
-    def clip(self, name: str, samples: list[int] | None = None) -> np.ndarray:
-        return self.clips[name][slice(*samples) if samples else slice(None)]
-
-    def message(self, told: Mapping[str, Any]) -> dict[str, Any]:
-        """A recorded message, with its sound in place of the sound's name."""
-        content = told["content"] if isinstance(told["content"], list) else [told["content"]]
-        parts = [self.clip(part["audio"], part.get("samples")) if isinstance(part, dict) else part for part in content]
-        return {"role": told["role"], "content": parts}
-
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        return load_file(self.folder / f"case_{name}.safetensors")
 
 
 def run(folder: Path) -> Iterator[Case]:
@@ -78,19 +47,6 @@ def run(folder: Path) -> Iterator[Case]:
     if (folder / "components.json").exists():
         yield from Components(golden).run()
     yield from real_sizes(folder)
-
-
-def clips(folder: Path) -> dict[str, np.ndarray]:
-    """Float32 samples at 16 kHz by name; some are made of others by a recipe."""
-    archive = np.load(folder / "audio.npz")
-    found = {name: archive[name].astype(np.float32) / 32768 for name in archive.files}
-    for name, told in json.loads((folder / "audio.json").read_text()).items():
-        if isinstance(told, dict) and "recipe" in told:
-            recipe = TILED.fullmatch(told["recipe"])
-            if recipe is None:
-                raise ValueError(f"{name}: a recipe that is not known: {told['recipe']}")
-            found[name] = np.tile(found[recipe[1]], int(recipe[2]))[: told["n"]]
-    return found
 
 
 def system_prompts(golden: Golden) -> Case:
@@ -145,26 +101,6 @@ def chat_case(golden: Golden, name: str, told: dict[str, Any]) -> Case:
     compare(case, golden.tensors(name), ours, CLOSE)
     facts(case, told, known, ASIDE)
     return case
-
-
-@contextmanager
-def drawing(told: str) -> Iterator[None]:
-    """How a recording drew: "seeded:7" from torch's global generator, "greedy" the likeliest in place of any draw."""
-    kind, _, seed = told.partition(":")
-    if kind == "seeded":
-        torch.manual_seed(int(seed))
-        yield
-    elif kind == "greedy":
-        with patch.object(torch, "multinomial", lambda chances, *_, **__: chances.argmax(-1, keepdim=True)):
-            yield
-    else:
-        raise ValueError(f"a way to draw that is not known: {told}")
-
-
-def options(args: Mapping[str, Any], speak: bool = False, limit: int = chat.MOST_TOKENS) -> Options:
-    """As upstream's arguments say, or else its defaults, of which `speak` and `limit` differ between its functions."""
-    decoding = Decoding.upstream(args.get("sampling", True), **{key: args[key] for key in DECODING if key in args})
-    return Options(decoding, args.get("max_new_tokens", limit), args.get("generate_audio", speak))
 
 
 def prompt_tensors(golden: Golden, prompts: list[Prompt], answers: list[chat.Answer]) -> dict[str, Any]:
@@ -255,123 +191,3 @@ def speech_values(
         "wav_len": len(answer.sound),
         "sampling_rate": SAMPLE_RATE,
     }
-
-
-def text_mask(known: int, bos: int) -> np.ndarray:
-    """Which of the first slots are text, with its start and end; the last one is [Ptts]."""
-    mask = np.zeros(bos + 1, np.uint8)
-    mask[: known + 3], mask[bos] = 1, 1
-    return mask
-
-
-# --- streaming --------------------------------------------------------------------------------------------------------
-
-
-def session_case(golden: Golden, name: str, told: dict[str, Any]) -> Case:
-    """Events one after another. As upstream's, there is one session at a time: another name begins anew."""
-    case = Case(name)
-    with drawing(told.get("tts_sampling", "greedy")):
-        run_events(golden, case, golden.tensors(name), told["events"])
-    return case
-
-
-def run_events(golden: Golden, case: Case, recorded: dict[str, Tensor], events: list[dict[str, Any]]) -> None:
-    session, current = Session(golden.parts, upstream=True), None
-    for index, event in enumerate(events):
-        if event["session"] != current:
-            session, current = Session(golden.parts, upstream=True), event["session"]
-        if event["op"] == "prefill":
-            ours, known = prefill_event(golden, session, event)
-        else:
-            ours, known = generate_event(golden, session, event)
-        prefix = f"ev{index}."
-        own = {key.removeprefix(prefix): recorded.pop(key) for key in list(recorded) if key.startswith(prefix)}
-        compare(case, own, ours, CLOSE, prefix)
-        facts(case, event, known, EVENT_ASIDE, prefix)
-    compare(case, recorded, {}, CLOSE)  # what belongs to no event is named
-
-
-def prefill_event(golden: Golden, session: Session, event: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    language, heard, given = golden.parts.language, [], []
-    kept = language.prefill
-
-    def prefill(prompt: Prompt, vectors: list[Tensor], cache: Any) -> Iterator[int]:
-        given.append(prompt)
-        heard.extend(vectors)
-        return kept(prompt, vectors, cache)
-
-    language.prefill = prefill
-    try:
-        for _ in session.prefill(golden.message(event["msg"])):
-            pass
-    finally:
-        language.prefill = kept
-    [prompt] = given
-    ours: dict[str, Any] = {"inputs_embeds": language.embed(prompt, heard)[None]}
-    if heard:
-        ours["audio_embeds"] = torch.cat(heard)
-        [piece] = prompt.pieces(upstream=True)
-        ours["mel"] = log_mel(piece)[None]
-    return ours, {
-        "prompt": prompt.text,
-        "ids": prompt.ids,
-        "kv_len_after": session.cache.length,
-        "apm_kv_len_after": session.hears.length if session.hears else None,
-        "new_user_msg_after": session.opens,
-    }
-
-
-def generate_event(golden: Golden, session: Session, event: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    calls, language = [], golden.parts.language
-    kept = language.generate
-
-    def generate(cache: Any, sampler: Any, stops: Any, limit: int, seen: Any) -> Iterator[int]:
-        calls.append(list(seen))
-        for token in kept(cache, sampler, stops, limit, seen):
-            calls[-1].append(token)
-            yield token
-
-    language.generate = generate
-    pieces = []
-    try:
-        with watching(golden.parts.speech) as watch:
-            for piece in session.generate(options(event["args"], True, MOST_STREAMED_TOKENS)):
-                if piece is not None:
-                    pieces.append(piece)
-                    if len(pieces) == event["stopped_after_yields"]:
-                        break
-    finally:
-        language.generate = kept
-    sounds = [piece.sound for piece in pieces if piece.sound is not None]
-    speaks = event["args"].get("generate_audio", True)
-    assert session.cache.speaker is not None
-    ours: dict[str, Any] = {
-        "spk_embeds": session.cache.speaker,
-        "tts_text_ids_prefilled": np.array(watch.text_ids()),
-        "wav": torch.cat(sounds) if sounds else torch.empty(0),
-    }
-    return ours | segment_codes(watch), {
-        "yield_texts": [piece.text for piece in pieces],
-        "yield_wav_lens": [None if piece.sound is None else len(piece.sound) for piece in pieces],
-        "llm_calls": calls,
-        "llm_generate_completed": session.completed,
-        "tts_prefill_positions": watch.places if speaks else None,
-        "tts_generate_totals": watch.totals if speaks else None,
-        "tts_text_mask_sums": mask_sums(golden, watch),
-        "dvae_in_lens": watch.decoded,
-        "finished": watch.ends if speaks else None,
-        "segments_prefill_audio": len(watch.carried),
-        "kv_len_after": session.cache.length,
-    }
-
-
-def mask_sums(golden: Golden, watch: Watch) -> list[int]:
-    assert golden.parts.speech is not None
-    bos = golden.parts.speech.decoder.bos
-    return [int(text_mask(known, bos).sum()) for known in watch.known]
-
-
-def segment_codes(watch: Watch) -> dict[str, Any]:
-    """segN.audio_ids: all frames of each segment."""
-    last = [index for index in range(len(watch.totals)) if watch.ends[index] or index + 1 == len(watch.totals)]
-    return {f"seg{number}.audio_ids": watch.codes[index][None] for number, index in enumerate(last)}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import count
-from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -18,12 +17,11 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from models.minicpm_o.audio_encoder import log_mel, placeholder_counts
 from models.minicpm_o.chat import Piece
-from models.minicpm_o.dvae import Dvae
 from models.minicpm_o.session import paired
 from models.minicpm_o.speaking import Speaking
-from models.minicpm_o.speech_decoder import Drawing, penalize, visible_text
 from models.minicpm_o.speech_text import language_of, sentence_end, spell_digits
-from models.minicpm_o.vocoder import OverlapAdd, Vocoder
+from models.minicpm_o.utterance import Drawing, penalize, visible_text
+from models.minicpm_o.vocoder import OverlapAdd
 from tests.parity.recorded import compare, facts
 from tests.parity.report import Case
 from tests.parity.watching import Watch, watching
@@ -35,6 +33,17 @@ NOT_PART = {  # recorded, but of nothing that is run to hear or to speak
     "rep_penalty_class": "the name of upstream's class; see component/rep",
     "voice_checker": "counts of a helper whose input was not recorded",
 }
+
+
+class Kept:
+    """A function that keeps what it made last."""
+
+    def __init__(self, function: Callable[..., Tensor]):
+        self._function = function
+
+    def __call__(self, *given: Any) -> Tensor:
+        self.made = self._function(*given)
+        return self.made
 
 
 class Components:
@@ -118,11 +127,10 @@ class Components:
             mel = log_mel(self.golden.clip(clip), ears.mels)
             for row, vectors in enumerate(ears.encode([self.golden.clip(clip)])):
                 ours[f"apm.{clip}.chunk1.{row}"] = vectors
-            hidden: list[Tensor] = []
-            hook = ears._encoder.layer_norm.register_forward_hook(lambda _, __, made: hidden.append(made))
-            ours[f"apm.{clip}.full"] = next(v for v in ears.mel_steps([mel], chunked=False) if v is not None)
-            hook.remove()
-            ours[f"apm.{clip}.encoder_last_hidden_full"] = hidden[0]
+            norm = ears._encoder.layer_norm
+            with patch.object(norm, "forward", Kept(norm.forward)) as hidden:
+                ours[f"apm.{clip}.full"] = next(v for v in ears.mel_steps([mel], chunked=False) if v is not None)
+            ours[f"apm.{clip}.encoder_last_hidden_full"] = hidden.made
         compare(case, self.named(group), ours, CLOSE)
 
     def chunk_mask(self, case: Case, group: str) -> None:
@@ -269,46 +277,3 @@ class Components:
             speaking = Speaking(self.parts.speech, speaker, draw, upstream=True)
             pieces = list(paired(speaking, iter(told["pieces"])))
         return [piece for piece in pieces if piece is not None], watch
-
-
-def real_sizes(folder: Path) -> Iterator[Case]:
-    """DVAE and vocoder at their real sizes, with weights made by the recipe of the golden data's README."""
-    file = folder / "realdims_dvae_vocos.safetensors"
-    if not file.exists():
-        return
-    golden = load_file(file)
-    shapes = json.loads((folder / "real_state_dict_manifest.json").read_text())
-    dvae = {k.removeprefix("tts.dvae."): s for k, s in shapes["speech_only"].items() if k.startswith("tts.dvae.")}
-    mel = Dvae(_recipe("dvae", dvae))(golden["codes"][0])
-    vocoder = Vocoder(_recipe("vocos", shapes["Vocos.pt"]))
-    case = Case("component/realdims_dvae_vocos")
-    compare(case, {"mel": golden["mel"], "wav": golden["wav"]}, {"mel": mel, "wav": vocoder(mel)}, CLOSE)
-    yield case
-
-
-def _recipe(part: str, shapes: Mapping[str, Any], seed: int = 515) -> dict[str, Tensor]:
-    state = {}
-    for key, shape in shapes.items():
-        name = f"{part}.{key}"
-        mean, std = _moments(name, shape)
-        random = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        state[key] = torch.from_numpy(
-            random.standard_normal(shape).astype(np.float32) * np.float32(std) + np.float32(mean)
-        )
-        if name == "vocos.head.out.weight":
-            state[key] *= 0.6
-        if name.endswith("istft.window"):
-            state[key] = torch.hann_window(shape[0])
-    return state
-
-
-def _moments(name: str, shape: list[int]) -> tuple[float, float]:
-    if name.endswith("norm.weight"):
-        return 1, 0.1
-    if name.endswith(".bias"):
-        return 0, 0.1
-    if name.endswith("dvae.coef"):
-        return 1, 0.2
-    if name.endswith((".coef", ".gamma")):
-        return 0.5, 0.2
-    return 0, float(1 / np.sqrt(np.prod(shape[1:])))
