@@ -314,3 +314,55 @@ def test_a_wrong_config_is_named(tmp_path: Path, changes: dict[str, Any]):
     (tmp_path / "model_config.yaml").write_text(yaml.safe_dump(given))
     with pytest.raises(UserError, match=r"model_config\.yaml"):
         MiniOmniConfig.read(tmp_path / "model_config.yaml")
+
+
+# --- other sizes, against litgpt's own forward without any cache ------------------------------------------------------
+
+SIZES = {
+    "no groups": {"n_head": 4, "n_query_groups": 4, "n_layer": 1},
+    "one group": {"n_head": 6, "n_query_groups": 1, "head_size": 8, "n_embd": 48},
+    "untied, wide heads": {"tie_word_embeddings": False, "head_size": 24, "n_layer": 3},
+    "another vocabulary": {"text_vocab_size": 130, "audio_vocab_size": 96, "padded_vocab_size": 130 + 7 * 96},
+    "biases": {"bias": True, "add_qkv_bias": False, "lm_head_bias": False, "whisper_adapter_dim": 20},
+}
+
+
+@pytest.mark.parametrize("name", list(SIZES))
+@torch.inference_mode()
+def test_other_sizes_answer_as_litgpts_own_forward(name: str):
+    torch.manual_seed(len(name))
+    own = config(**SIZES[name])
+    with torch.device("meta"):
+        shapes = checkpoint.expected(MiniOmni(own))
+    state = {key: torch.randn(shape) * (0.3 if len(shape) > 1 else 1.0) for key, shape in shapes.items()}
+    if own.tied:
+        state["lm_head.weight"] = state["transformer.wte.weight"]
+    model = checkpoint.build(own, lambda: state, name)
+    sound = torch.randn(5, own.adapter_width)
+    prompt = speech_prompt(Task.A1A2_BATCH, own.vocabulary, 5)
+    made = [column for column in columns(model, prompt, sound, Sampler(), 10) if column]
+    assert made == naive(model, state["lm_head.weight"], prompt.ids, sound, 10)[: len(made)]
+    assert len(made) >= 5
+
+
+def naive(model: MiniOmni, head: Tensor, ids: Tensor, sound: Tensor, count: int) -> list[Column]:
+    """Both rows whole, every time anew, through litgpt's blocks as they are."""
+    words, blocks = model.config.vocabulary, model.transformer
+    made: list[Column] = []
+    ended = False
+    for _ in range(count):
+        parts = blocks.wte(ids)
+        parts[:7, :, 1 : 1 + len(sound)] = model.whisper_adapter(sound)
+        x = parts.mean(0)
+        cos, sin = model.cos[None, : x.shape[1]], model.sin[None, : x.shape[1]]
+        for block in blocks.h:
+            x = block(x, cos, sin)
+        logits = blocks.ln_f(x)[:, -1] @ head.t()
+        audio = logits[0, words.text :].view(7, words.audio).argmax(-1)
+        text = words.text_special(PAD) if ended else int(logits[1, : words.text].argmax())
+        made.append(Column(text, tuple(audio.tolist())))
+        ended = ended or text == words.text_end
+        rows = [words.row(layer, each) for layer, each in enumerate(audio.tolist())]
+        pads = [words.row(layer, words.audio_special(PAD)) for layer in range(7)]
+        ids = torch.cat([ids, torch.tensor([[*rows, text], [*pads, text]]).t()[:, :, None]], 2)
+    return made
