@@ -77,7 +77,7 @@ class ModelSpec:
     """A model as the registry sees it.
 
     `loader` is "module:function", called as function(spec, path_of, device, precision) -> SpeechModel, where
-    path_of(weights_id) gives a complete file or folder; None while this version has no engine for the model.
+    path_of(weights_id) gives a complete file or folder.
     `needs` maps each of `weights` (by id) to the uses (see use_of) that cannot do without it; one left out is always
     needed.
     `memory` maps a precision to bytes needed to serve; `precisions` maps a device kind to those offered there: the
@@ -95,7 +95,7 @@ class ModelSpec:
     homepage: str
     capabilities: tuple[Capability, ...]
     languages: tuple[str, ...]
-    loader: str | None
+    loader: str
     weights: tuple[Weights, ...]
     needs: Mapping[str, tuple[Use, ...]]
     memory: Mapping[str, int]

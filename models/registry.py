@@ -70,9 +70,7 @@ class Registry:
         return [spec for spec in self._specs.values() if capability in spec.capabilities]
 
     def obstacle(self, spec: ModelSpec) -> UserError | None:
-        """Why the model cannot run here (no engine in this version, no fitting device), or None."""
-        if spec.loader is None:
-            return UserError("model_not_yet", model=spec.title, **self._size(spec))
+        """Why the model cannot run here (no device that it fits into), or None."""
         if self._place(spec) is None:
             return UserError("model_does_not_fit", model=spec.title, **self._size(spec), has=self._largest() / 1e9)
         return None
@@ -352,6 +350,5 @@ class Registry:
 
 def load_model(spec: ModelSpec, path_of, device: str, precision: str) -> SpeechModel:
     """Call the spec's "module:function" loader."""
-    assert spec.loader
     module, function = spec.loader.split(":")
     return getattr(importlib.import_module(module), function)(spec, path_of, device, precision)

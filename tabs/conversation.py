@@ -121,9 +121,9 @@ def build(
     outputs = [*card.outputs, turns, chat, speech, text, *asleep]
 
     def run(
-        before: Turns, clip: str | None, typed: str, wish: _Wish, request: gr.Request, back: Update
+        before: Turns, clip: str | None, typed: str, wish: _Wish, request: gr.Request, back: Update, kept: bool = False
     ) -> Iterator[Update]:
-        """One turn after `before`; `back` is what the inputs get back if it fails."""
+        """One turn after `before`; `back` is what the inputs get back if it fails. `kept`: the clip is of a turn."""
         user: dict[str, Any] = {"role": "user", "text": typed.strip(), "heard": "", "audio": None}
         made = Answer()
 
@@ -132,8 +132,9 @@ def build(
             user["text"] = text_of(typed, needed=audio is None)
             if audio is not None:
                 wav = encode_wav(to_pcm(audio.samples), audio.rate)
-                user["audio"] = save_bytes_to_cache(wav, "question.wav", chat.GRADIO_CACHE)
+                user["audio"] = clip if kept else save_bytes_to_cache(wav, "question.wav", chat.GRADIO_CACHE)
                 visits.keep(request, clip, user["audio"])
+                audio = waveform_of(user["audio"])  # sample for sample what later turns will give as history
             visits.keep(request, wish.reference)
             sampling = settings.sampling(*wish.settings)
             asked = TalkRequest(
@@ -145,6 +146,7 @@ def build(
                 character=text_of(wish.character, needed=False),
                 language=language_of_request(wish.language),
                 history=history_of(before),
+                transcribe=False,  # the sound itself goes along
                 sampling=replace(sampling, seed=-1) if wish.fresh_seed else sampling,
             )
             return house.registry.stream(wish.model, asked)
@@ -184,7 +186,7 @@ def build(
         wish = _Wish(*values)
         wish.fresh_seed = True  # a fixed one would give the same answer again
         *earlier, user, _ = before
-        for update in run(earlier, user["audio"], user["text"], wish, request, {chat: messages(before)}):
+        for update in run(earlier, user["audio"], user["text"], wish, request, {chat: messages(before)}, kept=True):
             update.pop(text, None)
             update.pop(speech, None)
             yield update
@@ -229,11 +231,15 @@ def build(
 
 
 def history_of(turns: Turns) -> tuple[Turn, ...]:
-    """The turns as a model takes them; the sound goes along where nothing was written."""
+    """The turns as a model takes them; the sound of a question goes along where nobody wrote down what was said."""
     return tuple(
-        Turn(turn["role"], words_of(turn), waveform_of(turn["audio"]) if turn["audio"] and not words_of(turn) else None)
-        for turn in turns
+        Turn(turn["role"], words_of(turn), waveform_of(turn["audio"]) if _unwritten(turn) else None) for turn in turns
     )
+
+
+def _unwritten(turn: dict[str, Any]) -> bool:
+    written = turn.get("heard") if turn["role"] == "user" else turn["text"]
+    return bool(turn["audio"] and not written)
 
 
 def words_of(turn: dict[str, Any]) -> str:

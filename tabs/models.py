@@ -45,7 +45,7 @@ def _model(house: House, spec: ModelSpec) -> gr.HTML:
     with gr.Column(elem_classes=["parley-card", "parley-model"]):
         card = gr.HTML(card_html(house.registry.status_of(spec.id), "en"), apply_default_css=False)
         news = gr.HTML("", apply_default_css=False, elem_classes="parley-line")
-        with gr.Row(elem_classes="parley-model-buttons", visible=spec.loader is not None):
+        with gr.Row(elem_classes="parley-model-buttons"):
             download = gr.Button(t("models.download"), size="sm", min_width=110)
             load = gr.Button(t("models.load"), size="sm", min_width=110, variant="primary")
             unload = gr.Button(t("models.unload"), size="sm", min_width=110)
@@ -131,7 +131,7 @@ def card_html(model: dict[str, Any], language: str) -> str:
     lines = f'<p class="parley-figures">{escape(" · ".join(facts))}</p>'
     lines += f'<p class="parley-figures">{escape(say("models.licence", language))}: {licence}</p>'
     parts = "".join(_part(part, language) for part in model["parts"])
-    # Models of which this version knows no engine are still shown: the sentence says what they will need.
+    # A model that fits nowhere here is shown all the same: the sentence says what it needs.
     why = model["obstacle"] and UserError(model["obstacle"]["code"], **model["obstacle"]["facts"]).sentence(language)
     notes = [why] if why else [say(model["note"], language)] if model["note"] else []
     note = "".join(f'<p class="parley-notice">{escape(sentence)}</p>' for sentence in notes)

@@ -205,7 +205,6 @@ def test_the_sentence_is_in_the_askers_language(serve):
     ("settings", "sentence"),
     [
         ({"memory": 1000}, "needs about"),
-        ({"loader": None}, "cannot be run"),
         ({"loader": "models.no_such_module:load"}, "could not be loaded"),
         ({"capabilities": (Capability.ASSIST,)}, "without Mini-Omni"),
         (
@@ -213,7 +212,7 @@ def test_the_sentence_is_in_the_askers_language(serve):
             "Its",
         ),
     ],
-    ids=["does not fit", "no engine", "does not load", "not offered", "not installed"],
+    ids=["does not fit", "does not load", "not offered", "not installed"],
 )
 def test_a_model_that_cannot_answer_is_503(serve, settings, sentence):
     client, _ = serve(**settings)

@@ -14,7 +14,7 @@ import tone_model
 from tone_model import ask, new
 from weights_server import FileServer
 
-from models import devices, registry, zerogpu
+from models import devices, meter, registry, zerogpu
 from models.capabilities import (
     PHASES,
     AudioChunk,
@@ -250,16 +250,11 @@ def test_what_does_not_fit_says_so(house):
     assert caught.value.code == "no_model_fits"
 
 
-def test_models_without_an_engine_and_unknown_ones(house):
-    later, _ = new("later", loader=None)
-    spec, _ = new("one")
-    both = house(later, spec)
-    with pytest.raises(UserError) as caught:
-        list(both.stream("later", ask("a")))
-    assert caught.value.code == "model_not_yet"
+def test_an_unknown_model(house):
+    both = house(new("one")[0], new("two")[0])
     with pytest.raises(UserError, match="no model called “other”") as caught:
         list(both.stream("other", ask("a")))
-    assert caught.value.facts["known"] == "later, one"
+    assert caught.value.facts["known"] == "one, two"
 
 
 def test_auto_prefers_what_is_installed(house, tmp_path):
@@ -413,10 +408,10 @@ def test_seeds_are_drawn_given_to_the_model_and_given_back(house):
     assert stats(one.stream("one", fixed))["seed"] == 7
 
 
-def test_the_answers_figures(house, monkeypatch):
+def test_the_answers_figures(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(registry.time, "monotonic", lambda: clock[0])
-    meter = registry._Meter()
+    monkeypatch.setattr(meter.time, "monotonic", lambda: clock[0])
+    watch = meter.Meter()
     pcm = tone_model.np.zeros(tone_model.RATE, tone_model.np.int16)
     for at, event in [
         (101, Status("starting")),
@@ -431,9 +426,9 @@ def test_the_answers_figures(house, monkeypatch):
         (115, TextDelta("b")),
     ]:
         clock[0] = at
-        meter.see(event)
+        watch.see(event)
     expected = {"time_to_first_audio_s": 10, "waited_s": 6, "audio_s": 2, "rtf": 3, "total_s": 15}
-    assert meter.values() == expected
+    assert watch.values() == expected
 
 
 def test_the_last_event_names_who_answered_and_how(house):
@@ -454,7 +449,7 @@ def test_load_warms_every_capability(house):
 
 
 def test_status_is_json_and_answers_while_everything_happens(house):
-    (first, log), (second, _) = new("first"), new("second", loader=None)
+    (first, log), (second, _) = new("first"), new("second", memory=10**15)
     log.may_load.clear()
     both = house(first, second)
     stream = both.stream("first", ask("a wait"))
@@ -470,7 +465,7 @@ def test_status_is_json_and_answers_while_everything_happens(house):
     told = json.loads(json.dumps(both.status()))
     assert [(each["id"], each["state"]) for each in told] == [("first", "ready"), ("second", "installed")]
     assert told[0]["memory_bytes"] == 1002
-    assert told[1]["obstacle"]["code"] == "model_not_yet"
+    assert told[1]["obstacle"]["code"] == "model_does_not_fit"
 
 
 def test_a_gpu_is_preferred_and_may_be_refused(house, machine):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from models import audio, voice_library
 from models.audio import SPEECH_RATE, resample, to_pcm
@@ -88,47 +89,59 @@ class MiniCPMOModel:
 
     def _warm(self, request: WarmRequest) -> Steps:
         hello = Message("user", (np.zeros(SPEECH_RATE, np.float32), "…"))
-        for _ in self._made([hello], Sampling(max_new_tokens=4), speak=True):
+        for _ in self._made([hello], Sampling(max_new_tokens=4), speak=True, keep=False):
             yield None
 
     def _answer(self, request: Any, messages: list[Message], speak: bool) -> Steps:
+        talk, said = isinstance(request, TalkRequest), ""
         yield Status("listening")
-        yield from self._made(messages, request.sampling, speak)
-        asked = getattr(request, "audio", None)
-        if request.capability is Capability.LIVE and asked is not None and request.transcribe:
+        for event in self._made(messages, request.sampling, speak, keep=talk):
+            said += event.text if isinstance(event, TextDelta) else ""
+            yield event
+        if talk and request.transcribe and request.audio is not None:
             yield Status("listening")  # the answer still sounds: time to write down what was asked
-            yield from self._transcript(asked)
+            yield from self._transcript(request.audio, _language(request.language, said))
 
-    def _made(self, messages: list[Message], sampling: Sampling, speak: bool) -> Steps:
+    def _made(self, messages: list[Message], sampling: Sampling, speak: bool, keep: bool) -> Steps:
         prompt = self._parts.prompts.chat(messages, aloud=True, limit=PROMPT_TOKENS)
         if prompt.dropped:
             yield Stats({"dropped_turns": prompt.dropped})
         limit = sampling.max_new_tokens or TOKENS
         options = chat.Options(decoding_of(sampling), limit, speak, max(sampling.seed, 0))
-        cache = self._kept.take(prompt)
-        phase = "listening"
-        with closing(chat.stream(self._parts, prompt, cache, options)) as pieces:
-            for piece in pieces:
-                if piece is None:
-                    yield None
-                    continue
-                now = "speaking" if piece.sound is not None else "thinking"
-                if now != phase and phase != "speaking":
-                    phase = now
-                    yield Status(phase)
-                if piece.text:
-                    yield TextDelta(piece.text)
-                if piece.sound is not None:
-                    yield AudioChunk(to_pcm(piece.sound.float().cpu().numpy()), RATE)
-        self._kept.give(cache)
+        cache = self._kept.take(prompt) if keep else KVCache()
+        try:
+            with closing(chat.stream(self._parts, prompt, cache, options)) as pieces:
+                yield from _events(pieces)
+        except GeneratorExit:  # left between two steps: what was read stays true
+            if keep:
+                self._kept.give(cache, prompt)
+            raise
+        if keep:
+            self._kept.give(cache, prompt)
 
-    def _transcript(self, asked: Waveform) -> Steps:
-        task = Message("user", (UNDERSTAND["transcribe"]["en"], heard(asked)))
+    def _transcript(self, asked: Waveform, language: str) -> Steps:
+        task = Message("user", (UNDERSTAND["transcribe"][language], heard(asked)))
         words = ""
-        for event in self._made([task], Sampling(), speak=False):
+        for event in self._made([task], Sampling(), speak=False, keep=False):
             words += event.text if isinstance(event, TextDelta) else ""
             yield None
         yield Heard(words.strip())
+
+
+def _events(pieces: chat.Steps) -> Steps:
+    phase = "listening"
+    for piece in pieces:
+        if piece is None:
+            yield None
+            continue
+        now = "speaking" if piece.sound is not None else "thinking"
+        if now != phase and phase != "speaking":
+            phase = now
+            yield Status(phase)
+        if piece.text:
+            yield TextDelta(piece.text)
+        if piece.sound is not None:
+            yield AudioChunk(to_pcm(piece.sound.float().cpu().numpy()), RATE)
 
 
 class Kept:
@@ -138,24 +151,44 @@ class Kept:
     """
 
     def __init__(self):
-        self._caches: list[KVCache] = []
+        self._caches: list[tuple[KVCache, int]] = []  # each with where its last answer begins
 
     def take(self, prompt: Prompt) -> KVCache:
-        """The cache that begins most like the prompt, or an empty one; it is nobody else's until it is given back."""
-        shared = {index: _shared(cache, prompt) for index, cache in enumerate(self._caches)}
-        best = max(shared, key=lambda index: shared[index], default=None)
-        return KVCache() if best is None or not shared[best] else self._caches.pop(best)
+        """The cache whose conversation goes on with the prompt: nobody else's until it is given back.
 
-    def give(self, cache: KVCache) -> None:
-        self._caches = [*self._caches, cache][-KEPT:]
+        Where there is none, one that holds a copy of what the prompt begins with, or an empty one.
+        """
+        shared = [_shared(cache, prompt) for cache, _ in self._caches]
+        best = max(range(len(shared)), key=shared.__getitem__, default=None)
+        if best is None:
+            return KVCache()
+        cache, answer = self._caches[best]
+        if shared[best] < answer:  # another conversation, which may go on as well
+            return _beginning(cache, shared[best])
+        del self._caches[best]
+        return cache
+
+    def give(self, cache: KVCache, prompt: Prompt) -> None:
+        """Keep what the prompt was answered with; the one that was silent longest is forgotten."""
+        answer = len(prompt) if prompt.speaker is None else prompt.speaker - 1
+        self._caches = [*self._caches, (cache, min(answer, cache.length))][-KEPT:]
 
     def memory_bytes(self) -> int:
-        return sum(cache.memory_bytes() for cache in self._caches)
+        return sum(cache.memory_bytes() for cache, _ in self._caches)
 
 
 def _shared(cache: KVCache, prompt: Prompt) -> int:
     pairs = enumerate(zip(cache.keys, prompt.keys, strict=False))
     return next((place for place, (ours, its) in pairs if ours != its), min(cache.length, len(prompt)))
+
+
+@torch.inference_mode()
+def _beginning(cache: KVCache, length: int) -> KVCache:
+    copy = KVCache()
+    for index, layer in enumerate(cache.layers.layers if length else []):
+        copy.layers.update(layer.keys[..., :length, :], layer.values[..., :length, :], index)  # type: ignore[index]
+    copy.keys = cache.keys[:length]
+    return copy
 
 
 # --- requests as messages ---------------------------------------------------------------------------------------------
@@ -193,7 +226,8 @@ def _task(request: UnderstandRequest) -> list[str]:
 
 def _talk(request: TalkRequest) -> list[Message]:
     mode = "audio_roleplay" if request.capability is Capability.ROLEPLAY else "audio_assistant"
-    told = system_prompt(mode, _language(request.language, request.text), _voice(request))
+    written = "".join((*(turn.text for turn in request.history), request.text))
+    told = system_prompt(mode, _language(request.language, written), _voice(request))
     if request.character:
         told = Message(told.role, (*told.parts, request.character))
     said: list[Any] = [request.text] if request.text else []
