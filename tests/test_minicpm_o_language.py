@@ -631,6 +631,44 @@ def test_a_stopped_answer_leaves_its_cache_usable():
     assert list(model().generate(cache, greedy(), (), 5)) == some
 
 
+def test_a_step_that_fails_leaves_the_cache_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    prompt = prompts().chat([say("hello")])
+    cache = read(prompt)
+    said = answer(read(prompt))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model().network.model.layers[1], "forward", fail)
+        with pytest.raises(MemoryError):
+            model().read(7, cache)
+    assert cache.length == len(prompt) and {layer.get_seq_length() for layer in cache.layers.layers} == {len(prompt)}
+    assert answer(cache) == said
+
+
+def test_a_special_token_may_stand_in_the_vocabulary_itself(tmp_path: Path):
+    given = json.loads((FOLDER / "tokenizer.json").read_text(encoding="utf-8"))
+    kept = [token for token in given["added_tokens"] if token["content"] != "<unk>"]
+    words = {**given["model"]["vocab"], "<unk>": 408}
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({**given, "added_tokens": kept, "model": {**given["model"], "vocab": words}}), encoding="utf-8"
+    )
+    other = Prompts(Tokenizer(tmp_path), config())
+    asked = [{"role": "user", "content": ["<unk>", clips()["c_0s37"]]}]
+    assert other.chat(asked).ids == prompts().chat(asked).ids
+
+
+@pytest.mark.parametrize("lost", ["<|spk_bos|>", "<|tts_eos|>", "<|im_end|>"])
+def test_a_tokenizer_that_lacks_a_token_is_refused(tmp_path: Path, lost: str):
+    given = json.loads((FOLDER / "tokenizer.json").read_text(encoding="utf-8"))
+    given["added_tokens"] = [token for token in given["added_tokens"] if token["content"] != lost]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(given), encoding="utf-8")
+    with pytest.raises(UserError) as found:
+        Tokenizer(tmp_path)
+    assert lost in str(found.value)
+
+
 def test_several_answers_in_turns_are_the_same_as_alone():
     asked = [prompts().chat([say(text)]) for text in ("hello", "what is this?", "你好")]
     asked.append(prompts().chat(messages([{"role": "user", "content": [{"audio": "a_2s3"}]}])))

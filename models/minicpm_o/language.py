@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.layers import lay_out
 from models.minicpm_o.cache import growing_cache
 from models.minicpm_o.checkpoint import Checkpoint, dtype_of, fill, memory_bytes, shapes
 from models.minicpm_o.config import MiniCPMOConfig
@@ -87,8 +86,6 @@ class LanguageModel:
         fill(network, checkpoint.tensors(PREFIX), precision, device)
         rotary = network.model.rotary_emb
         network.model.rotary_emb = type(rotary)(config=network.config, device=torch.device(device))
-        if precision == "fp32" and torch.device(device).type == "cpu":
-            lay_out(network, precision)  # quick for few rows
         self.network = network.requires_grad_(False).eval()
         self._device, self._dtype = torch.device(device), dtype_of(precision, device)
         self.width, self.most_positions = config.llm_width, config.most_positions
@@ -186,8 +183,12 @@ class LanguageModel:
         return [_ended(row, stops) for row in rows.tolist()]
 
     def _through(self, x: Tensor, cache: KVCache, keys: Sequence[Hashable]) -> Tensor:
-        """Embeddings [positions, width] → hidden states [positions, width]; fills the cache."""
-        read = self.network.model(inputs_embeds=x[None], past_key_values=cache.layers, use_cache=True)
+        """Embeddings [positions, width] → hidden states [positions, width]; fills the cache, or leaves it as it was."""
+        try:
+            read = self.network.model(inputs_embeds=x[None], past_key_values=cache.layers, use_cache=True)
+        except BaseException:  # out of memory, half way through the layers
+            cache.layers.crop(cache.length)
+            raise
         cache.keys.extend(keys)
         cache.hidden = read.last_hidden_state[0, -1]
         return read.last_hidden_state[0]

@@ -34,14 +34,18 @@ class Tokenizer:
     def __init__(self, folder: Path):
         """Raises UserError("checkpoint_wrong") where tokenizer.json is damaged or lacks a token of speech."""
         try:
-            given: dict[str, Any] = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
-            self._marked = Vocabulary.from_str(json.dumps(given))
+            text = (Path(folder) / FILE).read_text(encoding="utf-8")
+            given: dict[str, Any] = json.loads(text)
+            self._marked = Vocabulary.from_str(text)
             # Without them no text can be read as one, be it marked as special in the file or not.
             self._plain = Vocabulary.from_str(json.dumps({**given, "added_tokens": []}))
             self._added: dict[str, int] = {token["content"]: token["id"] for token in given["added_tokens"]}
         except Exception as error:  # the library raises bare Exceptions
             why = f"{type(error).__name__}: {error}"
             raise UserError("checkpoint_wrong", file=FILE, what=why) from error
+        for token in NEEDED:  # one may stand in the vocabulary itself
+            if token not in self._added and (found := self._marked.token_to_id(token)) is not None:
+                self._added[token] = found
         missing = [token for token in NEEDED if token not in self._added]
         if missing:
             raise UserError("checkpoint_wrong", file=FILE, what=f"it has no {' '.join(missing)}")
