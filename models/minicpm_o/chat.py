@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ MOST_TOKENS = 2048  # of an answer, as upstream
 
 @dataclass(frozen=True)
 class Options:
-    """How an answer is made. `limit`: tokens of text. `speak`: with sound. `seed` None: a fresh one."""
+    """How an answer is made. `limit`: tokens of text. `speak`: with sound. `seed`: of both; None: a fresh one."""
 
     decoding: Decoding = field(default_factory=Decoding)
     limit: int = MOST_TOKENS
@@ -31,10 +31,11 @@ class Options:
     seed: int | None = None
 
     def text_sampler(self) -> TextSampler:
-        return TextSampler(self.decoding, self.seed)
+        """What draws the text, and holds the seed that was chosen."""
+        return TextSampler(replace(self.decoding, beams=1), self.seed)
 
     def speech_sampler(self, seed: int) -> Sampler:
-        """Beside the text's `seed`, so that a given one gives the whole answer again."""
+        """What draws the speech; by the text's seed, so that a given one gives the whole answer again."""
         return seeded(seed)
 
 
@@ -46,7 +47,7 @@ class Piece:
     sound: Tensor | None = None
 
 
-Steps = Iterator["Piece | None"]
+Steps = Generator["Piece | None", None, None]
 """None after each step of a network between two pieces: there a driver may stop, or turn to somebody else."""
 
 
@@ -54,20 +55,28 @@ def stream(parts: Parts, prompt: Prompt, cache: KVCache, options: Options, whole
     """Answer a prompt, text as it is written and sound as it is spoken.
 
     What of the prompt is in the cache already is not read again; the cache then holds the prompt and the answer.
-    `whole`: the sound in one piece at the end.
+    `whole`: the sound in one piece at the end. With several beams nothing is known before the whole text is found.
     """
-    left = cache.resume(prompt)
-    yield from read(parts, left, cache)
+    searches = options.decoding.beams > 1
+    left = prompt if searches else cache.resume(prompt)
+    if searches:
+        cache.truncate(0)
+    heard = yield from read(parts, left, cache)
     sampler = options.text_sampler()
     speaking = None
     if options.speak:
         assert cache.speaker is not None
         speaking = Speaking(voice(parts), cache.speaker[0], options.speech_sampler(sampler.seed), whole=whole)
-    yield from write(parts, cache, sampler, options.limit, speaking)
+    if searches:
+        embedded = parts.language.embed(prompt, heard)
+        tokens = iter(parts.language.search([embedded], options.decoding, parts.tokenizer.stops, options.limit)[0])
+    else:
+        tokens = parts.language.generate(cache, sampler, parts.tokenizer.stops, options.limit)
+    yield from write(parts, tokens, speaking)
 
 
-def read(parts: Parts, prompt: Prompt, cache: KVCache) -> Iterator[None]:
-    """Hear and read what a prompt adds to the cache."""
+def read(parts: Parts, prompt: Prompt, cache: KVCache) -> Generator[None, None, list[Tensor]]:
+    """Hear and read what a prompt adds to the cache; gives what was heard."""
     heard: list[Tensor] = []
     if prompt.clips:
         for vectors in ears(parts).steps(prompt.pieces()):
@@ -75,14 +84,13 @@ def read(parts: Parts, prompt: Prompt, cache: KVCache) -> Iterator[None]:
             yield None
     for _ in parts.language.prefill(prompt, heard, cache):
         yield None
+    return heard
 
 
-def write(
-    parts: Parts, cache: KVCache, sampler: TextSampler, limit: int, speaking: Speaking | None
-) -> Generator[Piece | None, None, bool]:
-    """The answer to what the cache holds; the last token is not in the cache then. Gives whether that was a stop."""
+def write(parts: Parts, tokens: Iterator[int], speaking: Speaking | None) -> Generator[Piece | None, None, bool]:
+    """An answer from its tokens, which are asked for one by one. Gives whether it ended of its own accord."""
     writing, token = Writing(parts.tokenizer), None
-    for token in parts.language.generate(cache, sampler, parts.tokenizer.stops, limit):
+    for token in tokens:
         text = writing.push(token)
         yield Piece(text) if text else None
         if text and speaking:
@@ -100,7 +108,7 @@ def write(
 
 
 def ears(parts: Parts):
-    """What hears. Raises UserError("no_ears") where it was not loaded."""
+    """What hears. Raises UserError where it was not loaded."""
     if parts.ears is None:
         raise UserError("part_not_loaded", part="init_audio")
     return parts.ears

@@ -90,7 +90,9 @@ class Session:
         speaking = None
         if options.speak:
             speaking = Speaking(voice(self._parts), self._speaker(), options.speech_sampler(sampler.seed))
-        self.completed = yield from write(self._parts, self.cache, sampler, options.limit, speaking)
+        language, stops = self._parts.language, self._parts.tokenizer.stops
+        tokens = language.generate(self.cache, sampler, stops, options.limit)
+        self.completed = yield from write(self._parts, tokens, speaking)
 
     def _opening(self) -> Markup:
         if not self.answered:
