@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from functools import lru_cache
@@ -20,6 +21,7 @@ from models.minicpm_o.checkpoint import Checkpoint, used_keys
 from models.minicpm_o.config import MiniCPMOConfig, SpeechConfig
 from models.minicpm_o.dvae import Dvae
 from models.minicpm_o.english_numbers import say_numbers
+from models.minicpm_o.speaking import Speaking, SpeechParts
 from models.minicpm_o.speech_decoder import FRAMES_STEP, SpeechDecoder, expected
 from models.minicpm_o.speech_text import Reading, SpeechText, language_of, sentence_end, spell_digits, spoken
 from models.minicpm_o.utterance import (
@@ -251,6 +253,34 @@ def test_wanted_tensors_are_the_real_checkpoints():
     ours = {f"tts.{key}": tuple(shape) for key, shape in expected(SpeechConfig(llm_dim=3584)).items()}
     ours |= {f"tts.dvae.{key}": tuple(shape) for key, shape in Dvae.expected(inner).items()}
     assert ours == real
+
+
+def test_an_early_end_leaves_no_text_unseen(monkeypatch):
+    """Speech that ends after eleven frames: every word is seen by a segment, and no step sees a slot that is not read."""
+    fed: dict[Utterance, list[int]] = {}
+
+    def feed(utterance: Utterance, ids: list[int], plain=Utterance.feed) -> None:
+        fed[utterance] = [*fed.get(utterance, [])[: utterance.slots], *ids]
+        plain(utterance, ids)
+
+    calls = itertools.count(1)
+
+    def ends_soon(chances: Tensor) -> Tensor:
+        assert seen(speaking.segments[-1]) <= len(fed[speaking.segments[-1]])
+        return torch.full((4,), decoder().end) if next(calls) % 12 == 0 else never_end(chances)
+
+    def seen(utterance: Utterance) -> int:
+        return visible_text(len(utterance.codes), utterance.text_length, decoder().reserved)
+
+    monkeypatch.setattr(Utterance, "feed", feed)
+    written = "the answer you speak and hear is a voice in the room, please hear the sound of rain and wind."
+    speaking = Speaking(SpeechParts(decoder(), dvae(), vocoder(), text()), speaker(), ends_soon)
+    for _ in (*speaking.write(written), *speaking.finish()):
+        pass
+    shown = [text().decode(fed[utterance][2 : seen(utterance)]) for utterance in speaking.segments]
+    assert len(shown) > 2
+    letters = iter(re.sub(r"\W|Etts", "", "".join(shown)))
+    assert all(letter in letters for letter in re.sub(r"\W", "", written))
 
 
 # --- codes to sound ---------------------------------------------------------------------------------------------------

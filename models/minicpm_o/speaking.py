@@ -20,7 +20,7 @@ from torch import Tensor
 from models.minicpm_o.dvae import Dvae
 from models.minicpm_o.speech_decoder import FIRST_TEXT, FRAMES_STEP, SpeechDecoder
 from models.minicpm_o.speech_text import Reading, SpeechText, sentence_end
-from models.minicpm_o.utterance import TEXT_STEP, Sampler, Utterance
+from models.minicpm_o.utterance import TEXT_STEP, Sampler, Utterance, visible_text
 from models.minicpm_o.vocoder import OVERLAP_FRAMES, SoundStream, Vocoder
 
 SEGMENT = 120  # wordpieces from which on a segment is closed at the end of a sentence,
@@ -173,30 +173,43 @@ class Speaking:
         return (self._text.rfind(" ") + 1 or len(self._text)) if known >= LONGEST else 0
 
     def _step(self, ids: list[int], known: int) -> Sounds:
-        """Read ten wordpieces and speak a stretch."""
-        utterance = self.segments[-1]
-        self._feed(ids, min((self._steps + 1) * TEXT_STEP + FIRST_TEXT, self._parts.decoder.bos), known)
+        """Read ten wordpieces (all that are known, unless upstream) and speak a stretch."""
         self._steps += 1
+        end = self._steps * TEXT_STEP if self._upstream else known
+        self._feed(ids, min(end + FIRST_TEXT, self._parts.decoder.bos), known)
         yield from self._stretch()
-        if not utterance.ended:
+        if not self.segments[-1].ended:
             return
         if self._upstream:
             yield self._sound.finish()
             self.ended = True
         else:
-            unread = ids[utterance.slots : known + FIRST_TEXT]
-            self._go_on(ids[: utterance.slots], " " if self._text[-1:].isspace() else "", unread)
+            seen = self._seen()
+            self._go_on(ids[:seen], " " if self._text[-1:].isspace() else "", ids[seen : known + FIRST_TEXT])
 
     def _close(self) -> Generator[Tensor | None, None, list[int]]:
-        """Read what is left of the segment's text, and its end, and speak until the decoder ends; gives the ids."""
+        """Read what is left of the segment's text, and its end, and speak until the decoder ends; gives the ids.
+
+        Where it ends before it has seen all of them, the rest is said in further segments, unless upstream.
+        """
+        while True:
+            utterance = self.segments[-1]
+            ids, known = self._parts.text.layout(self._text)
+            end = known + FIRST_TEXT
+            self._feed(ids, min(end + 1, self._parts.decoder.bos), known, closed=True)
+            while not utterance.ended and not utterance.full:
+                yield from self._stretch()
+            seen = self._seen()
+            left = WORD.search(self._parts.text.decode(ids[seen:end]))
+            if self._upstream or utterance.full or not left:
+                self.ended = self._upstream and utterance.full
+                return ids[:end]
+            self._go_on(ids[:seen], "", ids[seen:end])
+
+    def _seen(self) -> int:
+        """How many slots the segment's last step saw."""
         utterance = self.segments[-1]
-        ids, known = self._parts.text.layout(self._text)
-        end = known + FIRST_TEXT
-        self._feed(ids, min(end + 1, self._parts.decoder.bos), known)
-        while not utterance.ended and not utterance.full:
-            yield from self._stretch()
-        self.ended = self._upstream and utterance.full
-        return ids[:end]
+        return visible_text(len(utterance.codes), utterance.text_length, self._parts.decoder.reserved)
 
     def _go_on(self, read: list[int], left: str, unread: Sequence[int] = ()) -> None:
         """A new segment: it begins with the end of the last one's ids and frames, and goes on with what is unread."""
@@ -216,11 +229,15 @@ class Speaking:
         self.segments.append(utterance)
         self._pieces, self._steps = 0, 0
 
-    def _feed(self, ids: list[int], end: int, known: int) -> None:
-        """Read up to slot `end`, and let the mask know how many wordpieces there are."""
+    def _feed(self, ids: list[int], end: int, known: int, closed: bool = False) -> None:
+        """Read up to slot `end`, and let the mask know how many wordpieces there are.
+
+        Upstream's mask goes by all that are known, so that a segment's first steps see slots that are not read yet.
+        """
         utterance = self.segments[-1]
         utterance.feed(ids[utterance.slots : end])
-        utterance.text_length = known
+        read = utterance.slots - FIRST_TEXT - 1  # the mask shows one slot more than the text
+        utterance.text_length = known if self._upstream or closed else min(known, read)
 
     def _stretch(self) -> Sounds:
         frames, self._lead = self._lead, []
