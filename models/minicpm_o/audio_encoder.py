@@ -66,12 +66,12 @@ def vector_count(samples: int, pool: int = 2) -> int:
     return max(0, (_positions(-(-samples // HOP)) - pool) // pool + 1)
 
 
-def placeholder_counts(samples: int, pool: int = 2, chunk_seconds: float = 1.0, chunked: bool = True) -> list[int]:
+def placeholder_counts(samples: int, pool: int = 2, chunked: bool = True) -> list[int]:
     """The vectors of a clip in groups of a second each, as they stand in a prompt; in one group unless `chunked`."""
     count = vector_count(samples, pool)
     if not count:
         return []
-    group = int(chunk_seconds * RATE / HOP / 2 / pool) if chunked else count
+    group = vector_count(RATE, pool) if chunked else count
     return [min(group, count - start) for start in range(0, count, group)]
 
 

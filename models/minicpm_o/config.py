@@ -65,7 +65,10 @@ class SpeechConfig:
 
 @dataclass(frozen=True)
 class MiniCPMOConfig:
-    """`audio_pool_step` encoder frames become one vector; `audio_chunk_seconds` is how far a frame may look ahead."""
+    """`audio_pool_step` encoder frames become one vector; frames within `audio_chunk_seconds` hear each other.
+
+    `chunk_input`: the vectors of a clip stand in a prompt in groups, one a second.
+    """
 
     llm: Qwen2Config
     audio: WhisperConfig

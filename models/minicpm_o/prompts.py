@@ -210,8 +210,7 @@ class Prompts:
 
     def placeholders(self, samples: int) -> str:
         """What stands for a clip of so many samples."""
-        config = self._config
-        counts = placeholder_counts(samples, config.audio_pool_step, config.audio_chunk_seconds, config.chunk_input)
+        counts = placeholder_counts(samples, self._config.audio_pool_step, self._config.chunk_input)
         return "".join(AUDIO_OPEN + AUDIO * count + AUDIO_CLOSE for count in counts)
 
     def _written(self, turns: Sequence[Message], aloud: bool, joined_by: str, upstream: bool) -> Prompt:
