@@ -256,7 +256,7 @@ def test_wanted_tensors_are_the_real_checkpoints():
 
 
 def test_an_early_end_leaves_no_text_unseen(monkeypatch):
-    """Speech that ends after eleven frames: every word is seen by a segment, and no step sees a slot that is not read."""
+    """Speech ends after eleven frames: every word is seen by a segment, and no step sees a slot not yet read."""
     fed: dict[Utterance, list[int]] = {}
 
     def feed(utterance: Utterance, ids: list[int], plain=Utterance.feed) -> None:
