@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from models.capabilities import Request, UnderstandRequest, UnderstandTask
 from models.catalog import ModelSpec
 from models.errors import UserError
+from models.reading import HANZI
 from models.text import say
-
-HANZI = re.compile("[\u3400-\u9fff]")
 
 
 class MeanwhileError(UserError):
@@ -29,7 +28,7 @@ def lack(spec: ModelSpec, request: Request) -> UserError | None:
     if isinstance(request, UnderstandRequest) and request.task not in spec.tasks:
         return UserError("task_not_served", model=spec.title, task=request.task.value, known=_names(spec.tasks))
     language = getattr(request, "language", "auto")
-    if language == "auto" and HANZI.search(getattr(request, "text", "")):
+    if language == "auto" and re.search(f"[{HANZI}]", getattr(request, "text", "")):
         language = "zh"
     if language not in ("auto", *spec.languages):
         return UserError("language_not_spoken", model=spec.title, language=language, known=", ".join(spec.languages))

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from models.compact.describe import VoiceDescription, to_style
-from models.compact.phonemes import phonemes, pieces, runs, tokens
+from models.compact.phonemes import phonemes, pieces, tokens
 from models.compact.speak import RATE, Speaker, _finish
 from models.compact.voices import changed, style_of
+from models.reading import runs
 
 # --- phonemes -------------------------------------------------------------------------------------------------------
 

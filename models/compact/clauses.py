@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
-import yaml
+from models.reading import HANZI, reading
 
 LETTERS_PER_SECOND = 14.0  # English speech at an even pace, spaces counted
 HANZI_PER_SECOND = 4.5
@@ -26,18 +23,10 @@ BREATH = 2.8  # s; English up to this is broken only where a phrase begins
 SLACK = 1.2  # a clause that ends in a mark may be this much longer than its limit
 BLOCK = 400  # characters given at a time when the whole text is there
 
-HANZI = "\u3400-\u9fff\uf900-\ufaff"
 CLOSERS = "”’」』）》】\"')]*_"
 MARK = re.compile(rf"[.!?…]+[{re.escape(CLOSERS)}]*|[。！？；]+[{re.escape(CLOSERS)}]*|\n+|[,;:，、：]+|—+|--+")
 STRONG = re.compile(r"[.!?…。！？；\n]")
 FENCE = "```"
-
-
-@lru_cache(maxsize=1)
-def reading() -> dict[str, Any]:
-    """How signs are read and where sentences break (assets/prompts/reading.yaml)."""
-    path = Path(__file__).resolve().parents[2] / "assets" / "prompts" / "reading.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def seconds(text: str) -> float:

@@ -16,9 +16,9 @@ import numpy as np
 import yaml
 
 from models.compact import voices
-from models.compact.clauses import HANZI
 from models.compact.voices import VoiceStyle
 from models.errors import UserError
+from models.reading import HANZI
 
 QUOTES = (("“", "”"), ('"', '"'), ("「", "」"), ("『", "』"), ("«", "»"), ("„", "“"), ("‘", "’"))
 CHOICES = ("gender", "age", "pitch", "volume", "pace", "emotion", "scene")

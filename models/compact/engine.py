@@ -35,9 +35,10 @@ from models.capabilities import (
 )
 from models.catalog import KOKORO, QWEN_CODER, WHISPER_BASE, ModelSpec
 from models.compact import describe, prompts, understand, voices
-from models.compact.clauses import HANZI, Clauses, clauses
+from models.compact.clauses import Clauses, clauses
 from models.compact.speaker import similarity
 from models.errors import UserError
+from models.reading import HANZI
 
 Steps = Iterator["Event | None"]
 Result = Generator["Event | None", None, Any]  # steps that end with a result

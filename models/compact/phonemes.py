@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
-from models.compact.clauses import HANZI, reading
+from models.reading import HANZI, name_units, read_signs, reading, runs
 
 MOST_TOKENS = 510  # Kokoro's context of 512 less the pad token at each end
 _LOCK = threading.Lock()  # espeak-ng and the lazy loads hold process-wide state
 
 EMAIL = re.compile(r"\b([\w.+-]+)@([\w-]+(?:\.[\w-]+)+)")
 LINK = re.compile(r"\b(?:https?://|www\.)(?:www\.)?([\w-]+(?:\.[\w-]+)+)[^\s\u3000-\u9fff，。！？]*", re.IGNORECASE)
-NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 SPEAKABLE = re.compile(rf"[A-Za-zÀ-ɏ\d{HANZI}]")
 UNREADABLE = re.compile(rf"[^A-Za-zÀ-ɏ\d{HANZI}\s.,!?;:'’\"“”()%$\-—…，。！？；：、（）《》「」【】]")
 TO_ASCII = str.maketrans({chr(full): chr(full - 0xFEE0) for full in (*range(0xFF10, 0xFF5B), 0xFF05)} | {"’": "'"})
@@ -43,31 +42,6 @@ def tokens(phonemes: str) -> list[int]:
     return [known[sign] for sign in phonemes if sign in known]
 
 
-def runs(text: str, language: str = "auto") -> list[tuple[str, str]]:
-    """Split into runs [("en" | "zh", text)]. Digits and signs go with the letters before them, or with Chinese after.
-
-    `language` decides only for a text without letters.
-    """
-    fallback = "zh" if language == "zh" else "en"
-    found: list[tuple[str, str]] = []
-    pieces = re.findall(rf"[{HANZI}]+|[A-Za-zÀ-ɏ][A-Za-zÀ-ɏ'’\- .]*|[^A-Za-zÀ-ɏ{HANZI}]+", text)
-    for at, piece in enumerate(pieces):
-        if re.match(rf"[{HANZI}]", piece):
-            kind = "zh"
-        elif re.match(r"[A-Za-zÀ-ɏ]", piece):
-            kind = "en"
-        else:
-            following = pieces[at + 1] if at + 1 < len(pieces) else ""
-            before_chinese = bool(re.match(rf"[{HANZI}]", following)) and not piece[-1].isspace()
-            kind = "zh" if before_chinese or (not found and following and language == "zh") else ""
-            kind = kind or (found[-1][0] if found else ("en" if following[:1].isalpha() else fallback))
-        if found and found[-1][0] == kind:
-            found[-1] = (kind, found[-1][1] + piece)
-        else:
-            found.append((kind, piece))
-    return found
-
-
 def phonemes(text: str, language: str = "auto", accent: str = "en-us") -> str:
     """The phonemes of a clause; empty if nothing in it can be spoken. `accent` is "en-us" or "en-gb"."""
     text = text.translate(TO_ASCII)
@@ -75,7 +49,7 @@ def phonemes(text: str, language: str = "auto", accent: str = "en-us") -> str:
     text = EMAIL.sub(lambda found: f"{found[1]} @ {found[2]}".replace(".", dot), text)
     text = LINK.sub(lambda found: found[1].replace(".", dot), text)
     if re.search(rf"[{HANZI}]", text):
-        text = _name_units(text, "zh")  # before the units' letters are taken for English
+        text = name_units(text, "zh")  # before the units' letters are taken for English
     parts = []
     for kind, run in runs(text, language):
         run = UNREADABLE.sub(" ", read_signs(run, kind))
@@ -110,59 +84,6 @@ def warm(language: str) -> None:
         _mandarin()("你好")
     else:
         _english("en-us")("hello")
-
-
-# --- signs and numbers ----------------------------------------------------------------------------------------------
-
-
-def read_signs(text: str, language: str) -> str:
-    """Money, units and signs as words of `language`; in Chinese also the numbers."""
-    data = reading()
-    if language == "en":
-        for sign, (one, many) in data["money"]["en"].items():
-            text = re.sub(
-                rf"{re.escape(sign)}\s?({NUMBER})", lambda n, o=one, m=many: f"{n[1]} {o if n[1] == '1' else m}", text
-            )
-    else:
-        for sign, word in data["money"]["zh"].items():
-            text = re.sub(rf"{re.escape(sign)}\s?({NUMBER})", rf"\1{word}", text)
-    text = _name_units(text, language)
-    for sign, words in data["signs"][language].items():
-        text = text.replace(sign, words)
-    return _chinese_numbers(text) if language == "zh" else text
-
-
-def _name_units(text: str, language: str) -> str:
-    """Units that follow a number, by name."""
-    names = reading()["units"][language]
-    for unit in sorted(names, key=len, reverse=True):
-        text = re.sub(rf"(?<=\d)\s?{re.escape(unit)}(?![A-Za-z])", f" {names[unit]}", text)
-    return text
-
-
-def _chinese_numbers(text: str) -> str:
-    """Arabic digits as they are read in Chinese: years digit by digit, 2个 as 两个, long numbers digit by digit."""
-    digit_by_digit = str.maketrans("0123456789", "零一二三四五六七八九")
-    text = re.sub(r"(?<!\d)(\d{4})(?=年)", lambda n: n[1].translate(digit_by_digit), text)
-    text = re.sub(
-        r"(?<!\d)(\d{1,2}):(\d{2})(?!\d)", lambda n: f"{n[1]}点" + (f"{n[2]}分" if n[2] != "00" else "整"), text
-    )
-    text = re.sub(rf"({NUMBER})\s?%", r"百分之\1", text)
-    text = re.sub(r"(?<![\d.,])2(?=[个位只条本张次件杯天年])", "两", text)
-    text = re.sub(r"(?<![\w)])-(?=\d)", "负", text)
-    text = re.sub(r"(?<=\d)\s*[-—~]+\s*(?=\d)", "到", text)
-    return re.sub(NUMBER, lambda n: _chinese_number(n[0].replace(",", ""), digit_by_digit), text)
-
-
-def _chinese_number(number: str, digit_by_digit: dict[int, int]) -> str:
-    import cn2an
-
-    whole, _, fraction = number.partition(".")
-    if len(whole) > 8 or (len(whole) > 1 and whole[0] == "0"):  # a telephone number, a code
-        spoken = whole.translate(digit_by_digit)
-    else:
-        spoken = cn2an.an2cn(whole, "low")
-    return spoken + ("点" + fraction.translate(digit_by_digit) if fraction else "")
 
 
 # --- grapheme to phoneme --------------------------------------------------------------------------------------------

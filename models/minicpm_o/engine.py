@@ -6,6 +6,7 @@ before is found again by its content (see Kept), so that a second turn reads onl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -37,12 +38,12 @@ from models.capabilities import (
     Waveform,
 )
 from models.catalog import MINICPM_O_FILES, ModelSpec
-from models.fitness import HANZI
 from models.minicpm_o import chat, model
 from models.minicpm_o.language import KVCache
 from models.minicpm_o.prompts import Message, Prompt
 from models.minicpm_o.sampling import Decoding
 from models.minicpm_o.system_prompts import MIMIC, READ_ALOUD, UNDERSTAND, system_prompt
+from models.reading import HANZI
 
 RATE = 24_000  # Hz
 TEMPERATURE = 0.3  # the model card's
@@ -258,7 +259,7 @@ def heard(waveform: Waveform) -> np.ndarray:
 
 
 def _language(wanted: str, text: str) -> str:
-    return wanted if wanted != "auto" else "zh" if HANZI.search(text) else "en"
+    return wanted if wanted != "auto" else "zh" if re.search(f"[{HANZI}]", text) else "en"
 
 
 def decoding_of(sampling: Sampling) -> Decoding:

@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.compact.clauses import HANZI
-from models.compact.phonemes import read_signs, runs
 from models.errors import UserError
 from models.minicpm_o.english_numbers import BEFORE_YEAR, MONTHS, say_numbers
+from models.reading import HANZI, read_signs, runs
 
 FOLDER = "assets/chattts_tokenizer"
 START, SPEAKER, END, PAD, SOUND = "[Stts]", "[spk_emb]", "[Etts]", "[PAD]", "[Ptts]"
