@@ -13,19 +13,21 @@ START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `target` is the most it may be; `note` says how it was taken, or why it was not."""
+    """One figure. `target` is the most it may be, None where none was set; `note` says how it was taken, or why not."""
 
     what: str
     value: float | None
-    target: float
+    target: float | None
     unit: str
     note: str = ""
 
     def cells(self) -> str:
+        bound = "–" if self.target is None else f"≤ {self.target:g} {self.unit}"
         if self.value is None:
-            return f"| {self.what} | not measured | ≤ {self.target:g} {self.unit} | {self.note} |"
-        kept = "kept" if self.value <= self.target else f"missed by {self.value - self.target:.2g} {self.unit}"
-        return f"| {self.what} | {self.value:.3g} {self.unit} | ≤ {self.target:g} {self.unit} | {kept}. {self.note} |"
+            return f"| {self.what} | not measured | {bound} | {self.note} |"
+        over = None if self.target is None else self.value - self.target
+        kept = "" if over is None else "kept. " if over <= 0 else f"missed by {over:.2g} {self.unit}. "
+        return f"| {self.what} | {self.value:.3g} {self.unit} | {bound} | {kept}{self.note} |"
 
 
 def machine() -> str:
