@@ -14,9 +14,12 @@ import torch
 
 from models.errors import UserError
 from models.minicpm_o import MiniCPMO
-from models.minicpm_o.chat import upstream_speech
+from models.minicpm_o.chat import Options, upstream_speech
+from models.minicpm_o.language import KVCache
+from models.minicpm_o.session import Session
 from models.minicpm_o.speaking import Speaking
 from models.minicpm_o.speech_text import Reading
+from models.minicpm_o.tokenizer import Markup
 from models.minicpm_o.utterance import greedy, seeded
 from tests.conftest import ROOT
 from tests.parity.watching import watching
@@ -162,6 +165,43 @@ def test_an_answer_that_is_left_is_told_to_the_next_turn(model: MiniCPMO):
     assert cache.keys[before : before + 2] == [tokenizer.id("<|tts_eos|>"), tokenizer.id("<|im_end|>")]
     assert [*answer(model, "left")]
     model.end_session("left")
+
+
+def test_a_full_session_forgets_its_oldest_turns_and_keeps_its_system_prompt(model: MiniCPMO):
+    tokenizer, room = model.parts.tokenizer, 300
+    session = Session(model.parts, room=room)
+    asked = ["rain? ", "wind? ", "road? ", "room? ", "voice? ", "sound? "]
+    [*session.prefill(user("You are a helpful assistant."))]
+    system = session.cache.length
+    for index in range(12):
+        [*session.prefill(user(CLIPS["d_1s0"], asked[index % 6]))]
+        [*session.generate(Options(limit=20, speak=False, seed=index))]
+        assert session.cache.length <= room + 40
+    text = tokenizer.decode([key for key in session.cache.keys if isinstance(key, int)], specials=True)
+    turns = text.split("<|im_start|>user\n")
+    assert turns[1] == "You are a helpful assistant.<|im_end|>\n"
+    assert 2 < len(turns) < 12
+    assert len(turns) - 2 + session.dropped == 12
+    assert turns[-1].startswith("sound? <|im_end|>")
+    assert session.cache.keys[:system] == tokenizer.encode([Markup(turns[0] + "<|im_start|>user\n" + turns[1])])
+    for layer in session.cache.layers.layers:
+        assert layer.get_seq_length() == session.cache.length
+
+
+def test_what_is_kept_of_a_cache_stands_where_it_would_have_been_read(model: MiniCPMO):
+    """The first layer's keys and values know of nothing before them but their position."""
+    prompts, language = model.parts.prompts, model.parts.language
+    head, middle, tail = "the answer", " you speak and hear", " is the sound of rain on the road"
+    whole, short = KVCache(), KVCache()
+    for cache, parts in ((whole, (head, middle, tail)), (short, (head, tail))):
+        for part in parts:
+            [*language.prefill(prompts.build([part]), [], cache)]
+    start = len(prompts.build([head]))
+    language.forget(whole, start, start + len(prompts.build([middle])))
+    assert whole.keys == short.keys
+    ours, theirs = whole.layers.layers[0], short.layers.layers[0]
+    assert (ours.keys - theirs.keys).abs().max() < 1e-5
+    assert (ours.values - theirs.values).abs().max() < 1e-6
 
 
 def test_a_session_without_sound_and_without_sampling(model: MiniCPMO):

@@ -127,6 +127,26 @@ class LanguageModel:
         self._through(self.network.model.embed_tokens(ids).to(self._dtype), cache, [text_id])
 
     @torch.inference_mode()
+    def forget(self, cache: KVCache, start: int, end: int) -> None:
+        """Take the positions `start` to `end` out of the middle of a cache; what is behind them moves up.
+
+        Keys are turned back to their new positions (rotary embeddings add up), so that nothing is read again. What is
+        kept was read with the forgotten in view, and still knows of it.
+        """
+        if end >= cache.length:
+            cache.truncate(start)
+            return
+        layers: Any = cache.layers.layers
+        for layer in layers:
+            moved, values = layer.keys[..., end:, :].float(), layer.values[..., end:, :].clone()
+            cos, sin = self.network.model.rotary_emb(moved, torch.tensor([[start - end]], device=self._device))
+            first, second = moved.chunk(2, -1)
+            turned = (moved * cos + torch.cat([-second, first], -1) * sin).to(values.dtype)
+            layer.crop(start)
+            layer.update(turned, values)
+        del cache.keys[start:end]
+
+    @torch.inference_mode()
     def generate(
         self, cache: KVCache, sampler: Sampler, stops: Collection[int], limit: int, seen: Sequence[int] = ()
     ) -> Iterator[int]:

@@ -27,10 +27,11 @@ from models.minicpm_o.prompts import (
 )
 from models.minicpm_o.sampling import Sampler as TextSampler
 from models.minicpm_o.speaking import Speaking
-from models.minicpm_o.tokenizer import UNFINISHED, Markup
+from models.minicpm_o.tokenizer import OPEN, UNFINISHED, Markup
 from models.minicpm_o.utterance import Sampler, upstream_draw
 
 MOST_STREAMED_TOKENS = 512  # of an answer, as upstream
+ROOM = 8192  # positions of a session: 0.5 GB of KV cache with the real model; older turns leave
 CALL = 3  # tokens that upstream asks of the language model at once
 
 
@@ -38,12 +39,14 @@ class Session:
     """One person's conversation.
 
     `cache` is what was read. `opens`: the user's next message begins a turn. `answered`: there was an answer, and
-    `completed`: it ended of its own accord.
+    `completed`: it ended of its own accord. `dropped` turns were forgotten to make room; the system prompt never is.
     """
 
-    def __init__(self, parts: Parts, upstream: bool = False):
-        self._parts, self._upstream = parts, upstream
+    def __init__(self, parts: Parts, upstream: bool = False, room: int = ROOM):
+        self._parts, self._upstream, self._room = parts, upstream, room
         self.cache = KVCache()
+        self._turns: list[int] = []  # the position of <|im_start|> of each of the user's turns
+        self.dropped = 0
         self.hears = ears(parts).stream() if parts.ears else None
         self.opens, self.answered, self.completed = True, False, False
 
@@ -61,6 +64,8 @@ class Session:
             if self.opens and message.role == "user":
                 parts.insert(0, self._opening())
         prompt = prompts.build(parts, self._upstream)
+        if not first and self.opens:
+            prompt = self._begin_turn(prompt)
         self._check_room(len(prompt))
         heard = self._hear(prompt)
         for _ in self._parts.language.prefill(prompt, heard, self.cache):
@@ -93,6 +98,22 @@ class Session:
         language, stops = self._parts.language, self._parts.tokenizer.stops
         tokens = language.generate(self.cache, sampler, stops, options.limit)
         self.completed = yield from write(self._parts, tokens, speaking)
+
+    def _begin_turn(self, prompt: Prompt) -> Prompt:
+        """Forget the oldest turns where the session is full. Without any left, the prompt closes none."""
+        opening = self._parts.tokenizer.id(OPEN)
+        start = prompt.ids.index(opening) if opening in prompt.ids else 0
+        ends = [*self._turns[1:], self.cache.length + start]
+        if not self._upstream and self._turns and self.cache.length + len(prompt) > self._room:
+            first, over = self._turns[0], self.cache.length + len(prompt) - self._room // 2
+            count = next((count for count, end in enumerate(ends, 1) if end - first >= over), len(ends))
+            self._parts.language.forget(self.cache, first, ends[count - 1])
+            self._turns = [turn - (ends[count - 1] - first) for turn in self._turns[count:]]
+            self.dropped += count
+            if not self._turns:
+                prompt, start = prompt.after(start), 0
+        self._turns.append(self.cache.length + start)
+        return prompt
 
     def _opening(self) -> Markup:
         if not self.answered:
