@@ -127,6 +127,7 @@ def test_the_fast_encoder_is_the_default_on_a_cpu_and_can_be_refused(endless: Ap
     [
         ({"text": "hi", "language": "zh"}, "does not speak “zh”"),
         ({"text": "你好"}, "does not speak “zh”"),
+        ({"text": "hi", "audio": handle_file(QUESTION)}, "not both at once"),
     ],
 )
 def test_what_it_does_not_speak_is_said(endless: App, call: dict[str, Any], sentence: str):

@@ -86,6 +86,8 @@ class MiniOmniModel:
 
     def _talk(self, request: TalkRequest) -> Steps:
         features = None
+        if request.audio is not None and request.text.strip():
+            raise UserError("speech_or_text", model=MINI_OMNI.title)
         if request.audio is not None:
             task = Task.A1A2_BATCH if request.speak else Task.A1T2
             features, prompt = yield from self._hear(request.audio, task, request.fast_encoder)
