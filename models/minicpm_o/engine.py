@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from models import audio, voice_library
 from models.audio import SPEECH_RATE, resample, to_pcm
@@ -109,16 +109,16 @@ class MiniCPMOModel:
             yield Stats({"dropped_turns": prompt.dropped})
         limit = sampling.max_new_tokens or TOKENS
         options = chat.Options(decoding_of(sampling), limit, speak, max(sampling.seed, 0))
-        cache = self._kept.take(prompt) if keep else KVCache()
+        conversation = self._kept.take(prompt) if keep else Conversation()
         try:
-            with closing(chat.stream(self._parts, prompt, cache, options)) as pieces:
+            with closing(chat.stream(self._parts, prompt, conversation.cache, options)) as pieces:
                 yield from _events(pieces)
         except GeneratorExit:  # left between two steps: what was read stays true
             if keep:
-                self._kept.give(cache, prompt)
+                self._kept.give(conversation, prompt)
             raise
         if keep:
-            self._kept.give(cache, prompt)
+            self._kept.give(conversation, prompt)
 
     def _transcript(self, asked: Waveform, language: str) -> Steps:
         task = Message("user", (UNDERSTAND["transcribe"][language], heard(asked)))
@@ -145,51 +145,58 @@ def _events(pieces: chat.Steps) -> Steps:
             yield AudioChunk(to_pcm(piece.sound.float().cpu().numpy()), RATE)
 
 
-class Kept:
-    """The KV caches of the last conversations. One is found by what it holds, so that none reaches a stranger's turn:
+@dataclass
+class Conversation:
+    """What was read of one; `turns` are the positions at which its questions end."""
 
-    who has the same beginning word for word, and sound for sound, has said it too.
+    cache: KVCache = field(default_factory=KVCache)
+    turns: list[int] = field(default_factory=list)
+
+
+class Kept:
+    """The last conversations. One is found by what it holds, so that none reaches a stranger's turn:
+
+    who has the same beginning word for word, and sound for sound, has said it too. It is taken up at the end of an
+    earlier question, and nowhere else: so a question that is asked again is read in the same steps, which in int8 give
+    the same numbers only then, and a seed its answer again.
     """
 
     def __init__(self):
-        self._caches: list[tuple[KVCache, int]] = []  # each with where its last answer begins
+        self._conversations: list[Conversation] = []
 
-    def take(self, prompt: Prompt) -> KVCache:
-        """The cache whose conversation goes on with the prompt: nobody else's until it is given back.
-
-        Where there is none, one that holds a copy of what the prompt begins with, or an empty one.
-        """
-        shared = [_shared(cache, prompt) for cache, _ in self._caches]
-        best = max(range(len(shared)), key=shared.__getitem__, default=None)
+    def take(self, prompt: Prompt) -> Conversation:
+        """The conversation that the prompt goes on with, up to there, or an empty one; nobody else's until given back."""
+        best, ends = None, []
+        for kept in self._conversations:
+            shared = min(_shared(kept.cache, prompt), _question(prompt) - 1)
+            turns = [end for end in kept.turns if end <= shared]
+            if len(turns) > len(ends) or (best and len(turns) == len(ends) and kept.cache.length < best.cache.length):
+                best, ends = kept, turns
         if best is None:
-            return KVCache()
-        cache, answer = self._caches[best]
-        if shared[best] < answer:  # another conversation, which may go on as well
-            return _beginning(cache, shared[best])
-        del self._caches[best]
-        return cache
+            return Conversation()
+        self._conversations = [kept for kept in self._conversations if kept is not best]
+        best.cache.truncate(ends[-1])
+        return Conversation(best.cache, ends)
 
-    def give(self, cache: KVCache, prompt: Prompt) -> None:
-        """Keep what the prompt was answered with; the one that was silent longest is forgotten."""
-        answer = len(prompt) if prompt.speaker is None else prompt.speaker - 1
-        self._caches = [*self._caches, (cache, min(answer, cache.length))][-KEPT:]
+    def give(self, conversation: Conversation, prompt: Prompt) -> None:
+        """Keep one that the prompt was read into; the one that was silent longest is forgotten."""
+        if conversation.cache.length >= _question(prompt):
+            conversation.turns.append(_question(prompt))
+        self._conversations = [*self._conversations, conversation][-KEPT:]
 
     def memory_bytes(self) -> int:
-        return sum(cache.memory_bytes() for cache, _ in self._caches)
+        return sum(kept.cache.memory_bytes() for kept in self._conversations)
+
+
+def _question(prompt: Prompt) -> int:
+    """Where the prompt's last question ends. What follows opens an answer to be spoken; in a history it is not there."""
+    assert prompt.speaker is not None
+    return prompt.speaker - 1
 
 
 def _shared(cache: KVCache, prompt: Prompt) -> int:
     pairs = enumerate(zip(cache.keys, prompt.keys, strict=False))
     return next((place for place, (ours, its) in pairs if ours != its), min(cache.length, len(prompt)))
-
-
-@torch.inference_mode()
-def _beginning(cache: KVCache, length: int) -> KVCache:
-    copy = KVCache()
-    for index, layer in enumerate(cache.layers.layers if length else []):
-        copy.layers.update(layer.keys[..., :length, :], layer.values[..., :length, :], index)  # type: ignore[index]
-    copy.keys = cache.keys[:length]
-    return copy
 
 
 # --- requests as messages ---------------------------------------------------------------------------------------------
