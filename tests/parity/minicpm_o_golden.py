@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.minicpm_o import chat, model
+from models.minicpm_o.audio_encoder import log_mel
 from models.minicpm_o.chat import Options
 from models.minicpm_o.sampling import Decoding
 
@@ -36,6 +37,10 @@ class Golden:
 
     def clip(self, name: str, samples: list[int] | None = None) -> np.ndarray:
         return self.clips[name][slice(*samples) if samples else slice(None)]
+
+    def mel(self, clip: np.ndarray) -> Tensor:
+        """[mels, frames]."""
+        return log_mel(clip, self.parts.config.audio.num_mel_bins)
 
     def message(self, told: Mapping[str, Any]) -> dict[str, Any]:
         """A recorded message, with its sound in place of the sound's name."""

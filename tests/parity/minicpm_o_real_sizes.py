@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from tests.parity.minicpm_o_golden import CLOSE
 from tests.parity.recorded import compare
 from tests.parity.report import Case
 
+OWN = Path(__file__).resolve().parents[1] / "golden" / "minicpm_o"
+SEED = re.compile(r"\bseed (\d+);")
+
 
 def real_sizes(folder: Path) -> Iterator[Case]:
     """DVAE and vocoder at their real sizes, with weights made by the recipe of the golden data's README."""
@@ -26,16 +30,20 @@ def real_sizes(folder: Path) -> Iterator[Case]:
     if not file.exists():
         return
     golden = load_file(file)
-    shapes = json.loads((folder / "real_state_dict_manifest.json").read_text())
+    manifest = folder / "real_state_dict_manifest.json"
+    shapes = json.loads((manifest if manifest.exists() else OWN / manifest.name).read_text())
+    readme = folder / "README.md"
+    told = SEED.search(readme.read_text(encoding="utf-8") if readme.exists() else "")
+    seed = int(told[1]) if told else 515
     dvae = {k.removeprefix("tts.dvae."): s for k, s in shapes["speech_only"].items() if k.startswith("tts.dvae.")}
-    mel = Dvae(_recipe("dvae", dvae))(golden["codes"][0])
-    vocoder = Vocoder(_recipe("vocos", shapes["Vocos.pt"]))
+    mel = Dvae(_recipe("dvae", dvae, seed))(golden["codes"][0])
+    vocoder = Vocoder(_recipe("vocos", shapes["Vocos.pt"], seed))
     case = Case("component/realdims_dvae_vocos")
     compare(case, {"mel": golden["mel"], "wav": golden["wav"]}, {"mel": mel, "wav": vocoder(mel)}, CLOSE)
     yield case
 
 
-def _recipe(part: str, shapes: Mapping[str, Any], seed: int = 515) -> dict[str, Tensor]:
+def _recipe(part: str, shapes: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
     state = {}
     for key, shape in shapes.items():
         name = f"{part}.{key}"

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.minicpm_o.audio_encoder import log_mel
 from models.minicpm_o.prompts import Prompt
 from models.minicpm_o.session import MOST_STREAMED_TOKENS, Session
 from tests.parity.minicpm_o_golden import CLOSE, Golden, drawing, options, text_mask
@@ -63,8 +62,7 @@ def prefill_event(golden: Golden, session: Session, event: dict[str, Any]) -> tu
     ours: dict[str, Any] = {"inputs_embeds": language.embed(prompt, heard)[None]}
     if heard:
         ours["audio_embeds"] = torch.cat(heard)
-        [piece] = prompt.pieces(upstream=True)
-        ours["mel"] = log_mel(piece)[None]
+        ours["mel"] = torch.cat([golden.mel(piece) for piece in prompt.pieces(upstream=True)], -1)[None]
     return ours, {
         "prompt": prompt.text,
         "ids": prompt.ids,
@@ -91,7 +89,7 @@ def generate_event(golden: Golden, session: Session, event: dict[str, Any]) -> t
             for piece in session.generate(options(event["args"], True, MOST_STREAMED_TOKENS)):
                 if piece is not None:
                     pieces.append(piece)
-                    if len(pieces) == event["stopped_after_yields"]:
+                    if len(pieces) == event.get("stopped_after_yields"):
                         break
     finally:
         language.generate = kept
