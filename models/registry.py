@@ -103,6 +103,15 @@ class Registry:
         wanted = use_of(request) if request else capability
         return next((spec for spec in able if all(map(self.store.path, spec.weights_for(wanted)))), able[-1])
 
+    def ready(self, capability: Capability, request: Request | None = None) -> ModelSpec | None:
+        """The model that "auto" takes, where it can answer without a download; else None."""
+        try:
+            spec = self.choose("auto", capability, request)
+        except UserError:
+            return None
+        wanted = use_of(request) if request else capability
+        return spec if all(map(self.store.path, spec.weights_for(wanted))) else None
+
     # --- answering ----------------------------------------------------------------------------------------------------
 
     def stream(self, model: str, request: Request) -> Generator[Event | None, None, None]:
@@ -135,9 +144,8 @@ class Registry:
 
     def _with_way_out(self, error: UserError, request: Request) -> UserError:
         """The error, with a model that could answer at once, if there is one."""
-        other = self.choose("auto", request.capability, request)
-        here = all(map(self.store.path, other.weights_for(use_of(request))))
-        return MeanwhileError(error, other.title) if here else error
+        other = self.ready(request.capability, request)
+        return MeanwhileError(error, other.title) if other else error
 
     def _serve(self, spec: ModelSpec, request: Request) -> Iterator[Event | None]:
         worker = yield from self._worker(spec)

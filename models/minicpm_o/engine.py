@@ -165,7 +165,7 @@ class Kept:
         self._conversations: list[Conversation] = []
 
     def take(self, prompt: Prompt) -> Conversation:
-        """The conversation that the prompt goes on with, up to there, or an empty one; nobody else's until given back."""
+        """The conversation that the prompt goes on with, up to there, or an empty one. It is the taker's alone."""
         best, ends = None, []
         for kept in self._conversations:
             shared = min(_shared(kept.cache, prompt), _question(prompt) - 1)
@@ -189,7 +189,7 @@ class Kept:
 
 
 def _question(prompt: Prompt) -> int:
-    """Where the prompt's last question ends. What follows opens an answer to be spoken; in a history it is not there."""
+    """Where the prompt's last question ends. What follows opens an answer to be spoken, and is in no history."""
     assert prompt.speaker is not None
     return prompt.speaker - 1
 
