@@ -3,8 +3,9 @@
 Ten wordpieces are read, 25 frames spoken, the next ten read. A text of 120 wordpieces is closed at the end of a
 sentence, and a new segment goes on in the same voice, from the last wordpieces and frames of the one before.
 
-Mended, unless `upstream`: sound is given as soon as it is final, not a stretch later; a text without sentences is
-closed before the decoder's room ends; where speech ends before its text, what was not read opens a new segment.
+Mended, unless `upstream`: two stretches are spoken for ten wordpieces where the decoder needs no more text for them,
+so that speech keeps up with the text; sound is given as soon as it is final, not a stretch later; a text without
+sentences is closed before the decoder's room ends; where speech ends before its text, the rest opens a new segment.
 """
 
 from __future__ import annotations
@@ -158,8 +159,13 @@ class Speaking:
                 yield self._sound.finish()
             if not self.ended:
                 self._go_on(read, left)
-        elif known >= (self._steps + 1) * TEXT_STEP:
-            yield from self._step(ids, known)
+        elif self._upstream:
+            if known >= (self._steps + 1) * TEXT_STEP:
+                yield from self._step(ids, known)
+        else:
+            segment = self.segments[-1]
+            while segment is self.segments[-1] and known >= self._in_view():
+                yield from self._step(ids, known)
 
     # --- a segment ----------------------------------------------------------------------------------------------------
 
@@ -171,6 +177,11 @@ class Speaking:
         if known >= LONGER and (clauses := [found.end() for found in CLAUSE.finditer(self._text)]):
             return clauses[-1]
         return (self._text.rfind(" ") + 1 or len(self._text)) if known >= LONGEST else 0
+
+    def _in_view(self) -> int:
+        """How many wordpieces the next stretch would see, if there were enough."""
+        reserved = self._parts.decoder.reserved
+        return visible_text(len(self.segments[-1].codes) + FRAMES_STEP - 1, reserved, reserved) - FIRST_TEXT
 
     def _step(self, ids: list[int], known: int) -> Sounds:
         """Read ten wordpieces (all that are known, unless upstream) and speak a stretch."""
