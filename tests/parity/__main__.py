@@ -15,11 +15,11 @@ def main() -> int:
     parser.add_argument("model", choices=("mini_omni", "minicpm_o"))
     parser.add_argument("folder", type=Path, help="golden data: one variant's folder, or one that holds several")
     options = parser.parse_args()
-    failed = ran = 0
+    failed = ran = left = 0
     for case in importlib.import_module(f"tests.parity.{options.model}").run(options.folder):
         print(case, flush=True)
-        ran, failed = ran + 1, failed + bool(case.wrong)
-    print(f"{ran - failed} of {ran} cases equal")
+        ran, failed, left = ran + case.ran, failed + bool(case.wrong), left + (not case.ran)
+    print(f"{ran - failed} of {ran} cases equal" + (f", {left} not run" if left else ""))
     return 0 if ran and not failed else 1
 
 

@@ -56,11 +56,17 @@ class Case:
         if not largest <= most:  # so that NaN is wrong
             self.wrong.append(f"{name}: differs by {largest:g}, at most {most:g}")
 
+    @property
+    def ran(self) -> bool:
+        """Whether anything was compared: a case that was not run is neither equal nor wrong."""
+        return bool(self.total or self.largest or self.lsb or self.facts or self.wrong)
+
     def __str__(self) -> str:
         parts = [f"tokens {self.equal}/{self.total}"] if self.total else []
         parts += [f"{name} {value:.1e}" for name, value in self.largest.items()]
         parts += [f"{name} {value} LSB" for name, value in self.lsb.items()]
         parts += [f"facts {self.facts}"] if self.facts else []
         parts += self.notes
-        lines = [f"{'ok   ' if not self.wrong else 'WRONG'} {self.name}: {', '.join(parts)}"]
+        verdict = "WRONG" if self.wrong else "ok   " if self.ran else "-----"
+        lines = [f"{verdict} {self.name}: {', '.join(parts)}"]
         return "\n".join(lines + [f"      {line}" for line in self.wrong])
