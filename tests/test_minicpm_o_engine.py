@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from models.capabilities import (
     AudioChunk,
@@ -175,6 +178,25 @@ def test_a_voice_of_the_library_is_given_as_its_clip_and_sound_at_16_khz():
     with pytest.raises(UserError, match="no voice called “nobody”"):
         engine.messages_of(talk("Hi", voice="nobody"))
     assert len(engine.messages_of(MimicRequest(audio=noise(1, 1.0, 24_000)))[0][0].parts[1]) == 16_000
+
+
+def test_the_assistant_has_the_steady_voice_of_the_models_own_clips_once_they_are_here(tmp_path):
+    folder = tmp_path / "with"
+    shutil.copytree(CHECKPOINT, folder)
+    (folder / engine.STEADY_VOICE).parent.mkdir()
+    soundfile.write(folder / engine.STEADY_VOICE, noise(8).samples, 16_000)
+    model = engine.load(MINICPM_O, lambda _: folder, "cpu", "fp32")
+    assert answer(model, talk("Hi"))[0] == answer(fresh(), talk("Hi", reference=_read(folder / engine.STEADY_VOICE)))[0]
+    assert answer(model, talk("Hi"))[0] != answer(fresh(), talk("Hi"))[0]
+    asked = [talk("Hi", reference=REFERENCE), talk("Hi", capability=Capability.ROLEPLAY), MimicRequest(audio=CLIP)]
+    for request in asked:
+        told, known = (engine.messages_of(request, voice)[0][0].parts for voice in (None, model._voice))
+        assert all(np.array_equal(mine, theirs) for mine, theirs in zip(told, known, strict=True))
+
+
+def _read(path: Path) -> Waveform:
+    samples, rate = soundfile.read(path, dtype="float32")
+    return Waveform(samples, rate)
 
 
 def test_a_persons_settings_go_over_the_model_cards():

@@ -60,25 +60,31 @@ TASKS = {
     UnderstandTask.SCENE_ZH: ("scene", "zh"),
 }
 
+# Of the model's own sample clips, the voice that its card names as a steady one for the assistant
+STEADY_VOICE = Path("assets") / "input_examples" / "assistant_female_voice.wav"
+
 Steps = Iterator["Event | None"]
 
 
 def load(spec: ModelSpec, path_of: Callable[[str], Path], device: str, precision: str) -> MiniCPMOModel:
     """The registry's loader. Raises UserError("checkpoint_wrong")."""
-    return MiniCPMOModel(model.load(path_of(MINICPM_O_FILES.id), precision, device))
+    folder = path_of(MINICPM_O_FILES.id)
+    steady = heard(audio.load(folder / STEADY_VOICE, "reference")) if (folder / STEADY_VOICE).is_file() else None
+    return MiniCPMOModel(model.load(folder, precision, device), steady)
 
 
 class MiniCPMOModel:
     """A SpeechModel (see capabilities.py). Everything of a request lives in its generator."""
 
-    def __init__(self, parts: model.Parts):
-        self._parts, self._kept = parts, Kept()
+    def __init__(self, parts: model.Parts, voice: np.ndarray | None = None):
+        """`voice` float32 [n] at 16 kHz: the assistant's, unless a person chooses another."""
+        self._parts, self._voice, self._kept = parts, voice, Kept()
 
     def stream(self, request: Request) -> Steps:
         """Answer a request, an event at a time; a step is a token, a frame of speech, or a slice of a prompt."""
         if isinstance(request, WarmRequest):
             return self._warm(request)
-        return self._answer(request, *messages_of(request))
+        return self._answer(request, *messages_of(request, self._voice))
 
     def unload(self) -> None:
         del self._parts, self._kept
@@ -202,8 +208,8 @@ def _shared(cache: KVCache, prompt: Prompt) -> int:
 # --- requests as messages ---------------------------------------------------------------------------------------------
 
 
-def messages_of(request: Any) -> tuple[list[Message], bool]:
-    """The conversation that asks for what is requested, and whether the answer is to sound."""
+def messages_of(request: Any, voice: np.ndarray | None = None) -> tuple[list[Message], bool]:
+    """The conversation that asks for what is requested in the assistant's `voice`, and whether the answer is to sound."""
     if isinstance(request, MimicRequest):
         return [_user(MIMIC, heard(request.audio))], True
     if isinstance(request, CreateVoiceRequest):
@@ -212,7 +218,7 @@ def messages_of(request: Any) -> tuple[list[Message], bool]:
         return _clone(request), True
     if isinstance(request, UnderstandRequest):
         return [_user(*_task(request), heard(request.audio))], request.speak
-    return _talk(request), request.speak
+    return _talk(request, voice), request.speak
 
 
 def _clone(request: CloneRequest) -> list[Message]:
@@ -232,10 +238,13 @@ def _task(request: UnderstandRequest) -> list[str]:
     return [UNDERSTAND[task][language]]
 
 
-def _talk(request: TalkRequest) -> list[Message]:
+def _talk(request: TalkRequest, voice: np.ndarray | None) -> list[Message]:
     mode = "audio_roleplay" if request.capability is Capability.ROLEPLAY else "audio_assistant"
     written = "".join((*(turn.text for turn in request.history), request.text))
-    told = system_prompt(mode, _language(request.language, written), _voice(request))
+    chosen = _voice(request)
+    if chosen is None and mode == "audio_assistant":
+        chosen = voice
+    told = system_prompt(mode, _language(request.language, written), chosen)
     if request.character:
         told = Message(told.role, (*told.parts, request.character))
     said: list[Any] = [request.text] if request.text else []
