@@ -1,6 +1,6 @@
 """Run every benchmark, print the table, write it into README: `python -m benchmarks` (or `make bench`).
 
-`--only page,compact,live,mini_omni` runs some of them, and then leaves README alone.
+`--only page,compact,live,mini_omni,minicpm_o` runs some of them, and then leaves README alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as app.py does
 
 from benchmarks.report import table, write_to_readme
 
-SUITES = ("page", "compact", "live", "mini_omni")
+SUITES = ("page", "compact", "live", "mini_omni", "minicpm_o")
 
 
 def main() -> None:

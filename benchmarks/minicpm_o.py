@@ -2,7 +2,8 @@
 
 Speed does not depend on what the weights are, so a random checkpoint (2.5 GB, removed at the end) is written to a
 temporary folder and loaded as the real one would be. Ears, speech decoder, DVAE and Vocos have their real sizes; the
-language model is 1/12 of the real one, which would not fit this machine. Every figure comes from a process of its own:
+language model has the real one's layers, but two of 28, and 8192 of its 151,700 words: as a whole it would not fit this
+machine. Every figure comes from a process of its own:
 CPU time on one thread, wall time on two, and the peak of its resident memory. A floor is what reading the weights of a
 step once takes a core: their bytes by the speed at which it sums a gigabyte, taken at the same time.
 """
@@ -21,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,7 @@ SEED = 7
 CLIP_S = 3.0  # a question
 FRAMES = 469  # of the answer: ten seconds of 512 samples at 24 kHz
 ANSWER = "The weather is fine today, and the sun is out. You and the audio speak, please."
-LLM = {  # Qwen2.5-0.5B's
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-}
+LLM = {"num_hidden_layers": 2, "vocab_size": 8192}  # the layers as wide as they are: 3584
 SPOKEN_FRAME_MS = 21.3  # what a frame sounds
 WORK_GB = 1.0  # beside the weights: PyTorch itself, KV caches, the file's pages while it is read
 RUNS = (("fp32", 1), ("int8", 1), ("int8", 2))
@@ -76,21 +70,32 @@ def _rows(found: dict[tuple[str, int], dict[str, float]]) -> Iterator[Row]:
     yield row("first sound of a 10 s answer, streaming : one-shot", two["first"] / two["one_shot"], 1 / 3, "", note)
     for precision, one in (("fp32", exact), ("int8", small)):
         speed = f"floor {{:.0f}} at {one['bandwidth']:.1f} GB/s"
-        for part, name in (("llm", "language model (0.5 B), a token"), ("frame", "speech decoder, a frame")):
+        for part, name in (("llm", "language model (2 layers), a token"), ("frame", "speech decoder, a frame")):
             floor = one[f"{part}_bytes"] / one["bandwidth"] / 1e6
             note = speed.format(floor)
             if precision == "int8":
                 note += f"; {two[part]:.0f} ms on two threads"
+            if part == "llm":
+                note += f"; all 28 layers and words would take {one[part] * whole_of_small():.0f}"
             yield row(f"{name}, {precision}", one[part], 2 * floor, "CPU ms", note)
     note = f"the frame lasts {SPOKEN_FRAME_MS} ms; its DVAE and Vocos {two['vocoder']:.1f} ms more, as they stream"
     yield row("speech decoder, a frame, int8, two threads", two["frame"], SPOKEN_FRAME_MS, "ms", note)
     note = f"int8 {small['ears']:.0f}; on two threads {two['ears']:.0f} ms"
     yield row("ears, a second of sound, fp32", exact["ears"], 1000, "CPU ms", note)
     note = f"{small['kept']:.0f} CPU ms, without it {small['anew']:.0f}; int8, two 3 s questions and a 3 s voice"
-    yield row("second turn read, cache kept : all again", small["kept"] / small["anew"], 0.5, "", note)
+    yield row("second question → first word, cache kept : all read again", small["kept"] / small["anew"], 0.5, "", note)
     for precision, run in (("fp32", exact), ("int8", two)):
         note = f"of which weights {run['weights']:.2f}"
         yield row(f"peak memory, {precision}", run["memory"], run["weights"] + WORK_GB, "GB", note)
+
+
+def whole_of_small() -> float:
+    """The weights that a token reads in the real language model, by those of the small one."""
+    real = json.loads((GOLDEN / "real_config_reconstructed.json").read_text(encoding="utf-8"))
+    width, kept = real["hidden_size"], real["hidden_size"] * real["num_key_value_heads"] // real["num_attention_heads"]
+    layer = 2 * width * (width + kept) + 3 * width * real["intermediate_size"]
+    whole, small = (each["num_hidden_layers"] * layer + each["vocab_size"] * width for each in (real, LLM))
+    return whole / small
 
 
 def in_own_process(folder: Path, precision: str, threads: int) -> dict[str, float]:
@@ -116,10 +121,9 @@ def write_checkpoint(folder: Path) -> None:
     shutil.copytree(GOLDEN / "checkpoint", folder, dirs_exist_ok=True)
     (folder / "model.safetensors").unlink()
     config = json.loads((GOLDEN / "real_config_reconstructed.json").read_text(encoding="utf-8"))
-    width, small = config["hidden_size"], LLM["hidden_size"]
     spoken = json.loads((folder / "config.json").read_text(encoding="utf-8"))["tts_config"]
     ids = {key: spoken[key] for key in ("audio_bos_token_id", "text_eos_token_id", "spk_emb_token_id")}
-    config |= {**LLM, "tts_config": {**ids, "llm_dim": small}}
+    config |= {**LLM, "tts_config": {**config["tts_config"], **ids}}
     (folder / "config.json").write_text(json.dumps(config))
 
     manifest = json.loads((GOLDEN / "real_state_dict_manifest.json").read_text(encoding="utf-8"))
@@ -127,7 +131,7 @@ def write_checkpoint(folder: Path) -> None:
     wanted = {f"{PREFIX}{key}": tuple(shape) for key, shape in shapes(skeleton(MiniCPMOConfig.of(config))).items()}
     for key in used_keys(real):
         if not key.startswith(PREFIX):
-            wanted[key] = tuple(small if size == width else size for size in real[key])
+            wanted[key] = tuple(real[key])
     most = max(map(math.prod, [*wanted.values(), *manifest["Vocos.pt"].values()]))
     chance = torch.randn(most, generator=torch.Generator().manual_seed(SEED)).mul_(0.02)
     rough = chance.bfloat16()
@@ -200,6 +204,7 @@ def steps(parts: Any, clock: Callable[[], float]) -> tuple[float, float, float]:
     token = median_ms(lambda: next(tokens), clock, 20)
 
     speech = parts.speech
+    assert cache.speaker is not None
     utterance, draw = Utterance(speech.decoder, cache.speaker[0]), seeded(SEED)
     ids, known = speech.text.layout(ANSWER)
     utterance.feed(ids[: known + 3])
@@ -231,34 +236,43 @@ def first_sound(parts: Any) -> tuple[float, float]:
 
 
 def second_turn(parts: Any, clock: Callable[[], float]) -> tuple[float, float]:
-    """Milliseconds until a conversation's second question is read: the whole conversation anew, and what is new."""
-    from models.minicpm_o import chat
-    from models.minicpm_o.engine import Kept
-    from models.minicpm_o.language import KVCache
-    from models.minicpm_o.prompts import Message
+    """Milliseconds from a second question to its first word: of a model that did not hear the first, of one that did."""
+    from models.capabilities import Capability, Sampling, TalkRequest, TextDelta, Turn, Waveform
+    from models.minicpm_o.engine import MiniCPMOModel
 
-    kept, cache, told = Kept(), KVCache(), question(voice=True)
-    prompt = parts.prompts.chat(told, aloud=True)
-    for _ in chat.stream(parts, prompt, cache, replace(recite(parts), speak=False)):
+    def asked(seed: int, *history: Turn) -> TalkRequest:
+        return TalkRequest(
+            capability=Capability.ASSIST,
+            audio=Waveform(clip(seed), 16_000),
+            reference=Waveform(clip(2), 16_000),
+            history=history,
+            language="en",
+            speak=False,
+            transcribe=False,
+            sampling=Sampling(seed=SEED),
+        )
+
+    def first_word(model: MiniCPMOModel) -> float:
+        recite(parts)
+        events = model.stream(asked(1, Turn("user", "", Waveform(clip(0), 16_000)), Turn("assistant", ANSWER)))
+        return elapsed(lambda: next(event for event in events if isinstance(event, TextDelta)), clock)
+
+    heard = MiniCPMOModel(parts)
+    recite(parts)
+    for _ in heard.stream(asked(0)):
         pass
-    kept.give(cache, prompt)
-    prompt = parts.prompts.chat([*told, Message("assistant", (ANSWER,)), Message("user", (clip(1),))], aloud=True)
-
-    def read(cache: KVCache) -> float:
-        return elapsed(lambda: list(chat.read(parts, cache.resume(prompt), cache)), clock)
-
-    return read(KVCache()), read(kept.take(prompt))
+    return first_word(MiniCPMOModel(parts)), first_word(heard)
 
 
 def clip(seed: int) -> np.ndarray:
     return (np.random.default_rng(seed).standard_normal(int(CLIP_S * 16_000)) * 0.1).astype(np.float32)
 
 
-def question(voice: bool = False) -> list[Any]:
+def question() -> list[Any]:
     from models.minicpm_o.prompts import Message
     from models.minicpm_o.system_prompts import system_prompt
 
-    return [system_prompt("audio_assistant", "en", clip(2) if voice else None), Message("user", (clip(0),))]
+    return [system_prompt("audio_assistant", "en"), Message("user", (clip(0),))]
 
 
 def recite(parts: Any) -> Any:
