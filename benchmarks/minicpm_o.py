@@ -236,7 +236,7 @@ def first_sound(parts: Any) -> tuple[float, float]:
 
 
 def second_turn(parts: Any, clock: Callable[[], float]) -> tuple[float, float]:
-    """Milliseconds from a second question to its first word: of a model that did not hear the first, of one that did."""
+    """Milliseconds from a second question to its first word: a model that did not hear the first, one that did."""
     from models.capabilities import Capability, Sampling, TalkRequest, TextDelta, Turn, Waveform
     from models.minicpm_o.engine import MiniCPMOModel
 
