@@ -209,7 +209,7 @@ def _shared(cache: KVCache, prompt: Prompt) -> int:
 
 
 def messages_of(request: Any, voice: np.ndarray | None = None) -> tuple[list[Message], bool]:
-    """The conversation that asks for what is requested in the assistant's `voice`, and whether the answer is to sound."""
+    """The conversation that asks for what is requested, and whether it is answered aloud. `voice`: the assistant's."""
     if isinstance(request, MimicRequest):
         return [_user(MIMIC, heard(request.audio))], True
     if isinstance(request, CreateVoiceRequest):
