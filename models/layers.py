@@ -80,18 +80,19 @@ class Int8Embedding(nn.Module):
         return F.embedding(ids, self.rows).float() * self.scales[ids].unsqueeze(-1)
 
 
-def quantize_rows(weight: Tensor, at_once: int = 4096) -> tuple[Tensor, Tensor]:
+def quantize_rows(weight: Tensor, at_once: int = 2**22) -> tuple[Tensor, Tensor]:
     """Float [rows, width] → int8 [rows, width] within ±127, and the float32 scale [rows] of each row.
 
-    `at_once` rows are worked on at a time, so that a large table on disk is never whole in memory.
+    About `at_once` weights are worked on at a time, so that a large table on disk is never whole in memory.
     """
     int8 = torch.empty(weight.shape, dtype=torch.int8)
     scales = torch.empty(len(weight))
-    for start in range(0, len(weight), at_once):
-        part = weight[start : start + at_once].detach().float()
+    count = max(1, at_once // weight.shape[1])
+    for start in range(0, len(weight), count):
+        part = weight[start : start + count].detach().float()
         scale = part.abs().amax(1).clamp_min_(1e-12) / 127
-        scales[start : start + at_once] = scale
-        int8[start : start + at_once] = (part / scale[:, None]).round_().to(torch.int8)
+        scales[start : start + count] = scale
+        int8[start : start + count] = (part / scale[:, None]).round_().to(torch.int8)
     return int8, scales
 
 
