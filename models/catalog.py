@@ -81,7 +81,8 @@ class ModelSpec:
     `needs` maps each of `weights` (by id) to the uses (see use_of) that cannot do without it; one left out is always
     needed.
     `memory` maps a precision to bytes needed to serve; `precisions` maps a device kind to those offered there: the
-    first that fits is the default. On a device of `slow_on`, only who chooses the model gets it.
+    first that fits is the default, unless it wants one of `libraries` ((device kind, precision) → package) that is not
+    installed. On a device of `slow_on`, only who chooses the model gets it.
     `at_once` is how many open requests the model advances in turn; the rest queue.
     `tasks` are those of Understanding that it serves; `longest_s` is the longest clip that it takes, None for any;
     `voices` says whether a voice can be chosen, `speaks_findings` whether Understanding can be answered aloud,
@@ -107,6 +108,7 @@ class ModelSpec:
     speaks_findings: bool = True
     fast_encoder: bool = False
     slow_on: tuple[str, ...] = ()
+    libraries: Mapping[tuple[str, str], str] = field(default_factory=dict)
     notes: Mapping[Capability | str, str] = field(default_factory=dict)
 
     def weights_for(self, use: Use) -> tuple[Weights, ...]:
@@ -263,6 +265,7 @@ MINICPM_O = ModelSpec(
     memory={"fp32": 35 * GB, "bf16": 17700 * MB, "int8": 10500 * MB, "int4": 7250 * MB},  # with a whole conversation
     precisions={"cuda": ("bf16", "int8", "int4"), "cpu": ("int8", "fp32")},
     slow_on=("cpu",),  # 8 GB of weights to read for every token
+    libraries={("cuda", "int8"): "torchao", ("cuda", "int4"): "torchao"},
 )
 
 MINI_OMNI = ModelSpec(

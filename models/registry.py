@@ -14,6 +14,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -280,10 +281,11 @@ class Registry:
 
     def _place(self, spec: ModelSpec) -> tuple[Device, str] | None:
         for device in allowed(self._device):
-            offered = spec.precisions.get(device.kind, ())
             wanted = self._precision.get(spec.id)
-            for precision in offered if wanted is None else [name for name in offered if name == wanted]:
-                if spec.memory[precision] <= self._room(device):
+            for precision in spec.precisions.get(device.kind, ()):
+                library = spec.libraries.get((device.kind, precision))
+                chosen = precision == wanted if wanted else library is None or find_spec(library) is not None
+                if chosen and spec.memory[precision] <= self._room(device):
                     return device, precision
         return None
 

@@ -482,6 +482,21 @@ def test_a_model_too_large_for_the_gpu_goes_to_the_cpu(house, machine):
     assert stats(house(spec).stream("one", ask("a")))["device"] == "cpu"
 
 
+def test_a_precision_whose_library_is_missing_is_only_taken_by_who_asks_for_it(house, machine):
+    machine.insert(0, Device("cuda", "A GPU", 100))
+    small = {"int8": 10, "fp32": 20}
+    offered = {"cuda": ("int8",), "cpu": ("fp32",)}
+    for library, device in (("no_such_library", "cpu"), ("numpy", "cuda")):
+        spec, log = new("one", memory=small, precisions=offered, libraries={("cuda", "int8"): library})
+        one = house(spec)
+        words(one.stream("one", ask("a")))
+        assert log.loads == [(device, "fp32" if device == "cpu" else "int8")]
+    spec, log = new("two", memory=small, precisions=offered, libraries={("cuda", "int8"): "no_such_library"})
+    two = house(spec, precision={"two": "int8"})
+    words(two.stream("two", ask("a")))
+    assert log.loads == [("cuda", "int8")]
+
+
 def test_zerogpu_places_at_start_and_answers_inside_the_call(house, machine, monkeypatch):
     monkeypatch.setattr(zerogpu, "ACTIVE", True)
     monkeypatch.setattr(zerogpu, "PLACED", {})
