@@ -14,11 +14,12 @@ from models import audio
 from models.capabilities import Sampling
 from models.compact import describe
 from models.errors import UserError
+from models.voice_library import listed
 from tabs import my_voices as mine
 from tabs import understanding, voice_creation
 from tabs.cloning import sample_of
 from tabs.examples import clips, clips_for
-from tabs.shared import ASSETS, voice_library
+from tabs.shared import ASSETS
 from tabs.visits import visits
 
 ISSUED = (  # the example instructions of the MiniCPM-o 2.6 model card
@@ -126,7 +127,7 @@ def test_what_cannot_be_judged_is_shown_as_such():
 
 
 def test_every_library_voice_can_be_a_reference():
-    for voice in voice_library():
+    for voice in listed():
         assert audio.load(sample_of(voice["id"]), "reference").seconds > 1
 
 
