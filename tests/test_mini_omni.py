@@ -150,10 +150,11 @@ def test_int8_takes_zeros_and_embeds():
     assert quantize_rows(table, at_once=3)[0].equal(quantize_rows(table)[0])
 
 
+@pytest.mark.parametrize("width", [16, 3000])
 @pytest.mark.parametrize("rows", [1, 2, 8, 9])
-def test_few_rows_give_what_many_give(rows: int):
+def test_few_rows_give_what_many_give(rows: int, width: int):
     torch.manual_seed(0)
-    layer, x = FewRowsLinear(16, 12), torch.randn(rows, 16)
+    layer, x = FewRowsLinear(width, 12), torch.randn(rows, width)
     assert torch.allclose(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias), atol=1e-5)
     assert layer(x[None]).shape == (1, rows, 12)
 
