@@ -7,16 +7,12 @@ CPU time on one thread, wall time on two, and the peak of its resident memory.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +20,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as app.py does
 
 import numpy as np
 
-from benchmarks.report import Row, table
+from benchmarks.process import elapsed, in_own_process, main, median_ms
+from benchmarks.report import Row
 
+SUITE = "mini_omni"
 CLIP_S, SEED = 3.0, 7
 COLUMNS = 64  # of an answer
 UPSTREAM = {  # the original code at these shapes, float32, on this class of machine
@@ -79,24 +77,13 @@ SNAC = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mini_omni", description=__doc__)
-    parser.add_argument("--measure", nargs=2, metavar=("PRECISION", "THREADS"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        print(json.dumps(measure(options.folder, options.measure[0], int(options.measure[1]))))
-    else:
-        print(table(rows()))
-
-
 def rows() -> list[Row]:
     """Every figure of Mini-Omni; "upstream" in a note is the original code's."""
     with tempfile.TemporaryDirectory(prefix="parley-bench-") as name:
         folder = Path(name)
         write_checkpoint(folder)
         found = {
-            (precision, threads): in_own_process(folder, precision, threads)
+            (precision, threads): in_own_process(SUITE, folder, precision, threads)
             for precision, threads in (("fp32", 1), ("fp32", 2), ("int8", 1), ("int8", 2))
         }
     return list(_rows(found))
@@ -144,22 +131,6 @@ def floor_ms(bytes_a_weight: int, gigabytes_a_second: float = 18.6) -> float:
     attention = width * (width + 2 * 128) + width * width
     weights = layers * (attention + 3 * width * inner) + CONFIG["padded_vocab_size"] * width
     return weights * bytes_a_weight / gigabytes_a_second / 1e6
-
-
-def in_own_process(folder: Path, precision: str, threads: int) -> dict[str, float]:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.mini_omni",
-        "--folder",
-        str(folder),
-        "--measure",
-        precision,
-        str(threads),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 # --- the random checkpoint --------------------------------------------------------------------------------------------
@@ -282,17 +253,5 @@ def times_of(events: Any) -> tuple[float, float]:
     return first - start, (last - first) / sounding
 
 
-def median_ms(action: Callable[[], Any], clock: Callable[[], float], rounds: int) -> float:
-    action()
-    return statistics.median(elapsed(action, clock) for _ in range(rounds))
-
-
-def elapsed(action: Callable[[], Any], clock: Callable[[], float]) -> float:
-    """Milliseconds."""
-    start = clock()
-    action()
-    return (clock() - start) * 1000
-
-
 if __name__ == "__main__":
-    main()
+    main(SUITE, __doc__, measure, rows)

@@ -10,15 +10,11 @@ step once takes a core: their bytes by the speed at which it sums a gigabyte, ta
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
 import resource
 import shutil
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +25,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as app.py does
 
 import numpy as np
 
-from benchmarks.report import Row, table
+from benchmarks.process import elapsed, in_own_process, main, median_ms
+from benchmarks.report import Row
 
+SUITE = "minicpm_o"
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden" / "minicpm_o"
 SEED = 7
 CLIP_S = 3.0  # a question
@@ -42,22 +40,11 @@ WORK_GB = 1.5  # beside the weights: libraries 0.5, and up to 1 of a mapped file
 RUNS = (("fp32", 1), ("int8", 1), ("int8", 2))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.minicpm_o", description=__doc__)
-    parser.add_argument("--measure", nargs=2, metavar=("PRECISION", "THREADS"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        print(json.dumps(measure(options.folder, options.measure[0], int(options.measure[1]))))
-    else:
-        print(table(rows()))
-
-
 def rows() -> list[Row]:
     """Every figure of MiniCPM-o; the language model is the small one throughout."""
     with tempfile.TemporaryDirectory(prefix="parley-bench-") as name:
         write_checkpoint(Path(name))
-        return list(_rows({run: in_own_process(Path(name), *run) for run in RUNS}))
+        return list(_rows({run: in_own_process(SUITE, Path(name), *run) for run in RUNS}))
 
 
 def _rows(found: dict[tuple[str, int], dict[str, float]]) -> Iterator[Row]:
@@ -96,14 +83,6 @@ def whole_of_small() -> float:
     layer = 2 * width * (width + kept) + 3 * width * real["intermediate_size"]
     whole, small = (each["num_hidden_layers"] * layer + each["vocab_size"] * width for each in (real, LLM))
     return whole / small
-
-
-def in_own_process(folder: Path, precision: str, threads: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.minicpm_o", "--folder", str(folder)]
-    command += ["--measure", precision, str(threads)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 # --- the random checkpoint --------------------------------------------------------------------------------------------
@@ -305,17 +284,5 @@ def recite(parts: Any) -> Any:
     return Options(Decoding(temperature=0.3), seed=SEED)
 
 
-def median_ms(action: Callable[[], Any], clock: Callable[[], float], rounds: int) -> float:
-    action()
-    return statistics.median(elapsed(action, clock) for _ in range(rounds))
-
-
-def elapsed(action: Callable[[], Any], clock: Callable[[], float]) -> float:
-    """Milliseconds."""
-    start = clock()
-    action()
-    return (clock() - start) * 1000
-
-
 if __name__ == "__main__":
-    main()
+    main(SUITE, __doc__, measure, rows)
